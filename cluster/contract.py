@@ -1,0 +1,263 @@
+"""The run directory: the one place where the launcher, the supervisor and the training code meet.
+
+Only names and the definition of a verified checkpoint live here. Standard library only: this file is carried to nodes
+and imported by training code.
+
+    <workdir>/runs/<job-id>/
+      spec.json  config.yaml  code/  control/  artifacts/
+      attempts/000/   journal.jsonl heartbeat.json metrics.jsonl env.json spec.json config.yaml ranks/ logs/
+      checkpoints/step-00000500-a000/   … manifest.json (written last)
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# What the environment of a job says about its world. Nothing else does.
+ENV_RUN_DIR = "LAUNCH_RUN_DIR"
+ENV_JOB_ID = "LAUNCH_JOB_ID"
+ENV_ATTEMPT = "LAUNCH_ATTEMPT"
+ENV_CHECKPOINT_DIR = "LAUNCH_CHECKPOINT_DIR"
+ENV_RESUME = "LAUNCH_RESUME"  # path of the verified checkpoint to resume from, or empty
+ENV_TOKEN = "LAUNCH_TOKEN"  # in the environment of every process of the job: the second net for orphans
+ENV_PREFIX = "LAUNCH_"
+
+# Keys of a metrics line that have a fixed meaning; every other key is a scalar of the job's own.
+METRIC_KEYS = ("t", "step", "applied", "total", "loss", "lr", "grad_norm", "samples", "epoch", "event")
+METRIC_EVENTS = ("resumed", "stopped", "checkpoint", "skipped", "eval")
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 1
+_CHECKPOINT_NAME = re.compile(r"step-(\d{8,})-a(\d{3,})")
+_ATTEMPT_NAME = re.compile(r"\d{3,}")
+
+
+@dataclass(frozen=True)
+class AttemptDir:
+    """`attempts/NNN`: written by this attempt's supervisor and ranks, by nobody else."""
+
+    path: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "journal.jsonl"
+
+    @property
+    def heartbeat(self) -> Path:
+        return self.path / "heartbeat.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def env(self) -> Path:
+        return self.path / "env.json"
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def ranks(self) -> Path:
+        """One `<global rank>.json` {pid, started} per rank, written by the rank shim before it becomes the program."""
+        return self.path / "ranks"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank}.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.logs / "supervisor.log"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """`<workdir>/runs/<job-id>`."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.json"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.path / "artifacts"
+
+    def attempt(self, number: int) -> AttemptDir:
+        return AttemptDir(self.path / "attempts" / f"{number:03d}")
+
+    def attempts(self) -> list[AttemptDir]:
+        """Every attempt there is, oldest first."""
+        try:
+            names = os.listdir(self.path / "attempts")
+        except FileNotFoundError:
+            return []
+        return [self.attempt(number) for number in sorted(int(n) for n in names if _ATTEMPT_NAME.fullmatch(n))]
+
+
+def checkpoint_name(step: int, attempt: int) -> str:
+    return f"step-{step:08d}-a{attempt:03d}"
+
+
+def parse_checkpoint_name(name: str) -> tuple[int, int] | None:
+    """`step-00000500-a002` -> (500, 2); anything else (a half-written `.tmp-…` too) -> None."""
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Finished checkpoint directories, newest (highest step, then latest attempt) first. Not yet verified."""
+    try:
+        found = [(parse_checkpoint_name(name), name) for name in os.listdir(directory)]
+    except FileNotFoundError:
+        return []
+    return [directory / name for parsed, name in sorted(((p, n) for p, n in found if p), reverse=True)]
+
+
+class BadCheckpoint(Exception):
+    """A checkpoint that does not verify; the message says which file and why."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    job: str
+    attempt: int
+    step: int
+    resumed_from: str | None
+    files: dict[str, dict[str, int | str]]  # path inside the checkpoint -> {"size": bytes, "sha256": hex}
+
+
+def verify_checkpoint(path: Path, known: dict[str, str] | None = None) -> Manifest:
+    """Check that every file of the checkpoint at `path` is the one its manifest names.
+
+    `known` remembers files that were hashed before, by inode, size and mtime; it is read and added to, so a second look
+    at an unchanged 3.5 GB file costs one stat.
+
+    Raises BadCheckpoint: no manifest, unreadable manifest, a file missing, of another size or with another hash.
+    """
+    manifest = read_manifest(path)
+    for name, expected in manifest.files.items():
+        _verify_file(path / name, expected, {} if known is None else known)
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a checkpoint. Raises BadCheckpoint when it is missing or not one of ours."""
+    try:
+        raw = json.loads((path / MANIFEST).read_bytes())
+        if raw["version"] != MANIFEST_VERSION:
+            raise BadCheckpoint(f"{path}: manifest version {raw['version']}, this launch reads {MANIFEST_VERSION}")
+        return Manifest(raw["job"], raw["attempt"], raw["step"], raw["resumed_from"], raw["files"])
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{path}: no {MANIFEST}, so it was never finished") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadCheckpoint(f"{path / MANIFEST}: not readable ({error})") from None
+
+
+def _verify_file(path: Path, expected: dict[str, int | str], known: dict[str, str]) -> None:
+    try:
+        info = path.stat()
+        if info.st_size != expected["size"]:
+            raise BadCheckpoint(f"{path}: {info.st_size} bytes, the manifest says {expected['size']}")
+        key = f"{info.st_ino}:{info.st_size}:{info.st_mtime_ns}"
+        if known.get(key) != expected["sha256"]:
+            digest = sha256_file(path)
+            if digest != expected["sha256"]:
+                raise BadCheckpoint(f"{path}: its content is not what was written (sha256 differs)")
+            known[key] = digest
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: {error.strerror or error}") from None
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
+    """Replace `path` in one step: a reader sees the old content or the new, never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def read_json_lines(path: Path) -> Iterator[dict]:
+    """Every line of a JSON-lines file that parses to an object; a torn last line is normal and skipped.
+
+    A file that is not there has no lines.
+    """
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def merged_metrics(run: RunDir) -> list[dict]:
+    """The metrics of all attempts as one series without a step twice.
+
+    The newest attempt wins from its resume step on: the step of its `resumed` line (always the first one our trainer
+    writes), or for a program that writes none, the step before its first line. `resumed` lines are left out.
+    """
+    merged: list[dict] = []
+    for attempt in run.attempts():
+        lines = [line for line in read_json_lines(attempt.metrics) if isinstance(line.get("step"), int)]
+        if lines:
+            start = lines[0]["step"] if lines[0].get("event") == "resumed" else lines[0]["step"] - 1
+            merged = [line for line in merged if line["step"] <= start]
+            merged += [line for line in lines if line.get("event") != "resumed"]
+    return merged

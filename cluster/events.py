@@ -1,0 +1,113 @@
+"""The events of a job's journal: one frozen dataclass per kind, one JSON object per event. Standard library only."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from typing import Any, Literal
+
+EVENT_VERSION = 1
+
+
+class Reason(str, Enum):
+    """Why a job or an attempt ended. Closed: every ending has exactly one. The value is what a person reads."""
+
+    DONE = "done"
+    KILLED = "killed by a person"
+    RESTART_ASKED = "restart asked by a person"
+    ERROR = "error in the program"
+    BAD_EXIT = "ended early without an error"  # exit 0 before its last step: never a success
+    CANNOT_START = "could not be started"
+    PREFLIGHT = "preflight failed"
+    CUDA_OOM = "out of GPU memory"
+    HOST_OOM = "killed by the kernel: out of memory"
+    SIGNAL = "killed by a signal from outside"
+    NON_FINITE = "stopped by the non-finite guard"
+    COMMUNICATION = "ranks lost each other (NCCL, gloo or rendezvous)"
+    DISK_FULL = "disk full"
+    TIME_LIMIT = "time limit"
+    SUPERVISOR_LOST = "supervisor lost"
+    NODE_LOST = "node lost"
+
+
+@dataclass(frozen=True)
+class AttemptStarted:
+    """First line of every journal."""
+
+    t: float
+    attempt: int
+    by: Literal["submit", "restart", "policy"]
+    hostname: str
+    boot_id: str
+    pid: int
+    pid_started: float
+    checkpoints: tuple[str, ...]  # names found at the start; one written later by an older attempt never counts
+    resume: str | None  # path resumed from
+    resume_step: int | None
+
+
+@dataclass(frozen=True)
+class Launched:
+    """The program's processes have been started."""
+
+    t: float
+    argv: tuple[str, ...]
+    gpus: tuple[str, ...]  # UUIDs
+    pid: int
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    t: float
+    by: str  # user@host, or "launch" for a time limit
+    why: Literal["kill", "restart", "time limit"]
+    grace_s: float
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a person should know: a checkpoint that was passed over, a survivor, a warning."""
+
+    t: float
+    text: str
+
+
+@dataclass(frozen=True)
+class AttemptEnded:
+    """Last line of a journal. `next` says whether the job goes on by itself."""
+
+    t: float
+    reason: Reason
+    detail: str  # the first exception of the rank that failed first, or what was freed
+    exit_code: int | None
+    step: int | None
+    checkpoint: str | None  # newest verified checkpoint
+    checkpoint_step: int | None
+    next: Literal["end", "retry", "restart"]
+    retry_at: float | None  # unix seconds, with next = "retry"
+    survivors: tuple[int, ...] = ()  # pids that could not be ended
+
+
+Event = AttemptStarted | Launched | StopAsked | Note | AttemptEnded
+_KINDS: dict[str, type] = {
+    "attempt_started": AttemptStarted, "launched": Launched, "stop_asked": StopAsked, "note": Note,
+    "attempt_ended": AttemptEnded,
+}
+_NAMES = {cls: name for name, cls in _KINDS.items()}
+
+
+def encode(event: Event) -> dict[str, Any]:
+    return {"v": EVENT_VERSION, "event": _NAMES[type(event)]} | asdict(event)
+
+
+def decode(raw: dict[str, Any]) -> Event:
+    """Raises ValueError for an event this version does not know or cannot read (a reader skips and counts those)."""
+    cls = _KINDS.get(str(raw.get("event")))
+    if cls is None or raw.get("v") != EVENT_VERSION:
+        raise ValueError(f"unknown event {raw.get('event')!r} version {raw.get('v')!r}")
+    values = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
+    if "reason" in values:
+        values["reason"] = Reason(values["reason"])
+    try:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except TypeError as error:
+        raise ValueError(f"event {raw['event']!r}: {error}") from None

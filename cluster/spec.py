@@ -1,0 +1,139 @@
+"""JobSpec: everything that defines a job, as one frozen value with one canonical JSON form. Standard library only."""
+from __future__ import annotations
+
+import hashlib
+import json
+import typing
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+SPEC_VERSION = 1
+
+Kind = Literal["torchrun", "python", "command"]
+
+
+class BadSpec(ValueError):
+    """A spec.json that this version of launch cannot read; the message says which field."""
+
+
+@dataclass(frozen=True)
+class RestartPolicy:
+    """When a job that failed by itself is started again."""
+
+    max_restarts: int = 3
+    backoff_s: float = 10.0  # before the first retry; doubles with each one
+    backoff_max_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class ResumeRule:
+    """How a restart finds what to resume from.
+
+    launch: our verified checkpoints, by LAUNCH_RESUME. none: always from the start. glob: the newest file or directory
+    that matches `glob` (relative to `cwd`, or to the run directory's code/), named to the program by `arg`
+    (`--resume_from_checkpoint {path}`, split into words before {path} is filled in); `verify` is an optional command.
+    """
+
+    kind: Literal["launch", "none", "glob"] = "none"
+    glob: str | None = None
+    arg: str | None = None
+    verify: str | None = None
+
+
+@dataclass(frozen=True)
+class PythonEnv:
+    """The environment a job runs in. `kind` conda: `value` is its name; venv: its directory; python: the interpreter;
+    system: the first `python3` on the node's PATH."""
+
+    kind: Literal["conda", "venv", "python", "system"] = "system"
+    value: str = ""
+    conda_base: str | None = None
+
+
+@dataclass(frozen=True)
+class CodeRef:
+    """Which code a job runs: the digest of its snapshot, or (with --cwd) what was found in that directory."""
+
+    digest: str | None = None  # None: nothing was packed
+    git_sha: str | None = None
+    dirty: bool = False
+    untracked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job. `argv` is a list until the very last moment; nothing in it is ever interpreted.
+
+    torchrun: argv is `[module-or-script, arg…]`, started once per rank; python: the same in one process;
+    command: the program and its arguments. With `pass_config` the path of the resolved config.yaml is appended.
+    """
+
+    id: str
+    token: str
+    stage: str  # "command" for `launch submit -- CMD`
+    kind: Kind
+    argv: tuple[str, ...]
+    node: str
+    name: str | None = None
+    pass_config: bool = False
+    env: dict[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()  # names only; values are in <workdir>/.launch/secrets.env on the node
+    python: PythonEnv = PythonEnv()
+    cwd: str | None = None  # None: the snapshot in code/
+    gpus: int = 0
+    gpu_choice: tuple[int, ...] | None = None  # indices the node's entry in cluster.yaml allows; None: all
+    procs: int = 1  # ranks on this node when gpus is 0
+    time_s: float | None = None
+    grace_s: float | None = None  # None: max(60, 3x the last measured save)
+    resume: str = "auto"  # auto | never | absolute path on the node
+    resume_rule: ResumeRule = ResumeRule()
+    restart: RestartPolicy = RestartPolicy()
+    progress: dict[str, str] = field(default_factory=dict)  # name -> regular expression with one group
+    share: Literal["private", "group"] = "private"
+    code: CodeRef = CodeRef()
+    config_digest: str | None = None
+    submitted_at: float = 0.0  # unix seconds
+    submitted_by: str = ""  # user@host
+    version: int = SPEC_VERSION
+
+    @property
+    def ranks(self) -> int:
+        """Processes that count as ranks on this node."""
+        return (self.gpus or self.procs) if self.kind == "torchrun" else 1
+
+    def to_json(self) -> bytes:
+        """Canonical: sorted keys, no spaces that vary, UTF-8. The same spec is always the same bytes."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> JobSpec:
+        """Raises BadSpec: not JSON, another version, an unknown or missing field."""
+        try:
+            value = json.loads(raw)
+        except ValueError as error:
+            raise BadSpec(f"not JSON: {error}") from None
+        if not isinstance(value, dict) or value.get("version") != SPEC_VERSION:
+            raise BadSpec(f"spec version {value.get('version') if isinstance(value, dict) else '?'}, "
+                          f"this launch reads version {SPEC_VERSION}")
+        return _build(cls, value)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _build(cls: type, value: dict[str, Any]) -> Any:
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(value) - known):
+        raise BadSpec(f"unknown field {unknown[0]!r} in {cls.__name__}")
+    hints = typing.get_type_hints(cls)
+    try:
+        return cls(**{name: _convert(hints[name], item) for name, item in value.items()})
+    except TypeError as error:
+        raise BadSpec(f"{cls.__name__}: {error}") from None
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
+        return _build(hint, value)
+    return tuple(value) if isinstance(value, list) else value
