@@ -1,0 +1,64 @@
+"""The words that all schemas share: bounded numbers, paths, durations, resources."""
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+Weight = Annotated[float, Meta(ge=0)]
+Text = Annotated[str, Meta(min_length=1)]
+# A path on the node. Relative in a run file: below the node's `data:`; by --set: the person's current directory.
+DataPath = Annotated[str, Meta(min_length=1, extra={"path": True})]
+Gpus = Count | Literal["shared"]
+
+_UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+def parse_duration(text: str) -> float:
+    """Seconds of `90`, `90s`, `30m`, `24h`, `7d`, `1h30m` or SLURM's `[D-]HH:MM:SS`. Raises ValueError."""
+    if clock := re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text):
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        return days * 86400.0 + hours * 3600 + minutes * 60 + seconds
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text or not all(u for _, u in parts[:-1]):
+        raise ValueError(f"{text!r} is no duration: write 90s, 30m, 24h, 7d, 1h30m or HH:MM:SS")
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+class Strict(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The base of all that is read from a file."""
+
+
+def check_duration(key: str, text: object) -> None:
+    """Raises ValueError naming the key when `text` is a text but no duration."""
+    if isinstance(text, str):
+        try:
+            parse_duration(text)
+        except ValueError as error:
+            raise ValueError(f"`{key}`: {error}") from None
+
+
+class Resources(Strict):
+    """What one job takes on a node. `procs`: ranks when `gpus` is 0, otherwise there is one rank per GPU."""
+
+    gpus: Gpus = 0
+    procs: Positive = 1
+    time: str | None = None  # a limit, as in 24h; null: none
+
+    def __post_init__(self) -> None:
+        check_duration("time", self.time)
+
+
+class ResourcesOverride(Strict):
+    """`resources:` of a run file: what differs from its stage's."""
+
+    gpus: Gpus | UnsetType = UNSET
+    procs: Positive | UnsetType = UNSET
+    time: str | None | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        check_duration("time", self.time)

@@ -1,0 +1,137 @@
+"""The run file of phase 3: GS-LRM, six posed views to 3D Gaussians. Defaults are the reference's values."""
+from __future__ import annotations
+
+from typing import Literal
+
+from configs.fields import (
+    Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Text, Weight,
+)
+
+
+class Model(Strict):
+    """Sizes, and the constants between the network's raw outputs and a Gaussian.
+
+    The constants are those of the public 512 px checkpoint. From scratch below 512 px they turn the picture white: set
+    scale_bias = ln(0.6 px * 2.7 / fx) and scale_max = scale_bias + 0.7.
+    """
+
+    d: Positive = 1024
+    d_head: Positive = 64
+    n_layer: Positive = 24
+    patch_size: Positive = 8
+    image_size: Positive = 512  # px; images are resized to it, cameras with them
+    scale_bias: float = -2.3  # added to the raw log-scale
+    scale_max: float = -1.2  # upper bound of the log-scale
+    opacity_bias: float = -2.0  # added to the raw opacity logit
+    depth_half: PositiveFloat = 1.8  # world units around the point of a ray nearest to the origin
+    clip_xyz: bool = False  # positions clipped to [-1, 1]
+
+    def __post_init__(self) -> None:
+        if self.d % self.d_head:
+            raise ValueError(f"`d_head`: {self.d_head} does not divide d = {self.d}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"`patch_size`: {self.patch_size} does not divide image_size = {self.image_size}")
+
+
+class Dataset(Strict):
+    path: DataPath  # a list file, one sample directory per line
+    on_bad: Literal["error", "skip"] = "error"  # skip: bad samples are counted and listed
+    background: tuple[Fraction, Fraction, Fraction] = (1.0, 1.0, 1.0)  # RGB behind transparent pixels
+
+
+class Validation(Strict):
+    """Every leave-one-out view of every sample, with the same inputs each time."""
+
+    path: DataPath
+    every_steps: Positive = 500  # besides the first and the last step
+    max_samples: Positive | None = None  # null: all
+
+
+class Optimizer(Strict):
+    """AdamW; weight decay on 2-D weights only."""
+
+    lr: PositiveFloat = 5e-6
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    weight_decay: Weight = 0.05
+    grad_clip: PositiveFloat = 0.5  # norm
+    allowed_gradnorm_factor: PositiveFloat = 50.0  # a step whose norm exceeds grad_clip times this is skipped
+
+
+class Schedule(Strict):
+    """Linear warm-up, then cosine to 0; counted in applied updates."""
+
+    warmup: Count = 500
+
+
+class Losses(Strict):
+    """Weights of the loss terms; 0 is off."""
+
+    l2: Weight = 1.0
+    ssim: Weight = 0.5
+    masked_l2: Weight = 0.0
+    masked_ssim: Weight = 0.0
+    background: Weight = 0.0
+    pixelalign: Weight = 0.0
+    pointsdist: Weight = 0.0
+    lpips: Weight = 0.0
+    lpips_weights: DataPath | None = None  # VGG-16 in torchvision's names, or random:SEED in tests
+    lpips_heads: DataPath | None = None  # the five 1x1 heads, linN.model.1.weight
+    perceptual: Weight = 0.0
+    perceptual_weights: DataPath | None = None  # conv{1..16}.{weight,bias}; a public GS-LRM checkpoint has them
+    l2_warmup_steps: Count = 0  # lpips and perceptual are 0 before this step
+
+    def __post_init__(self) -> None:
+        for term, files in (("lpips", ("lpips_weights", "lpips_heads")), ("perceptual", ("perceptual_weights",))):
+            for key in files:
+                if getattr(self, term) > 0 and getattr(self, key) is None:
+                    raise ValueError(f"`{key}`: the loss `{term}` has weight {getattr(self, term)} "
+                                     f"and needs this file; give its path, or set {term} to 0")
+        terms = (self.l2, self.ssim, self.masked_l2, self.masked_ssim, self.lpips, self.perceptual)
+        if not any(terms):
+            raise ValueError("all losses that compare pictures (l2, ssim, masked_l2, masked_ssim, lpips, perceptual) "
+                             "are 0: nothing would be learned")
+
+
+class Training(Strict):
+    dataset: Dataset
+    validation: Validation
+    max_steps: Positive  # attempted passes; one update every `accumulation` of them
+    input_views: Positive = 5
+    targets: Literal["all", "heldout"] = "heldout"  # all: the inputs too; heldout: only views that are not inputs
+    maximize_view_overlap: bool = False  # rigs with many views: extra targets within 60 degrees of an input
+    batch_per_rank: Positive = 1
+    accumulation: Positive = 1
+    seed: Count = 0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    loader_workers: Count = 4  # processes per rank
+    activation_checkpointing: bool = True
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    losses: Losses = Losses()
+    max_consecutive_skips: Positive = 50  # then the run stops as non-finite
+    log_every_steps: Positive = 1
+
+    def __post_init__(self) -> None:
+        if self.max_steps < self.accumulation:
+            raise ValueError(f"`accumulation`: {self.accumulation} passes make one update, but max_steps is only "
+                             f"{self.max_steps}: there would be no update at all")
+
+
+class Checkpoint(Strict):
+    every_steps: Positive = 1000
+    keep_last: Positive = 2
+
+
+class Wandb(Strict):
+    mode: Literal["off", "offline", "online"] = "off"  # online without a key becomes offline
+    project: Text = "launch"
+
+
+class Phase3Run(Strict):
+    training: Training
+    model: Model = Model()
+    init_from: DataPath | None = None  # weights only, the run starts at step 0; strict
+    checkpoint: Checkpoint = Checkpoint()
+    wandb: Wandb = Wandb()
+    resources: ResourcesOverride = ResourcesOverride()  # for launch; the job itself does not look at it

@@ -1,0 +1,184 @@
+"""What a stage file, a cluster file and the parts they share may say: frozen, strict, units in the names.
+
+msgspec decodes them: one declaration gives the type, its bounds and the refusal of unknown keys, it is C code that
+imports in a few milliseconds, and it never turns "5" into 5. A value that is wrong only together with another raises
+ValueError("`key`: …") in `__post_init__`; configs.load adds file, line and value.
+
+Run files have a schema per stage: `Phase3Run`; a stage without one has a free-form run file.
+"""
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from configs.fields import Count, Resources, ResourcesOverride, Strict, Text, Weight, parse_duration
+from configs.phase3 import Phase3Run
+
+__all__ = ["SCHEMAS", "NODE_TYPES", "BaseNode", "ClusterFile", "Environment", "LocalNode", "Node", "Phase3Run",
+           "Resources", "ResourcesOverride", "Restart", "ResumeGlob", "SlurmNode", "SshNode", "SshOptions", "StageFile",
+           "check_node_name", "parse_duration"]
+
+SCHEMAS: dict[str, type[Strict]] = {"phase3": Phase3Run}  # by the name a stage file gives as `schema:`
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def _check_pattern(key: str, pattern: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"`{key}`: no regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(f"`{key}`: needs exactly one group ( ) around the number, here: {groups}")
+
+
+# --- stage files ------------------------------------------------------------------------------------------------------
+
+class Restart(Strict):
+    """When a job that failed by itself is started again, and how long it waits before that (doubled each time)."""
+
+    max_restarts: Count = 3
+    backoff_s: Weight = 10.0
+    backoff_max_s: Weight = 600.0
+
+
+class ResumeGlob(Strict):
+    """How a program that knows nothing of launch resumes: the newest match of `glob`, named to it by `arg`."""
+
+    glob: Text
+    arg: Text  # words; {path} becomes the checkpoint
+    verify: str | None = None  # a command that exits 0 when the checkpoint is good; {path} becomes it
+
+    def __post_init__(self) -> None:
+        if "{path}" not in self.arg:
+            raise ValueError("`arg`: must hold {path}, the place of the checkpoint's path")
+
+
+class StageFile(Strict):
+    """configs/stages/NAME.yaml: what to run, with what, and how it resumes and shows its progress."""
+
+    about: str
+    torchrun: Text | None = None  # a module (jobs.phase3) or a script (train.py), started once per rank
+    python: Text | None = None  # the same in one process
+    command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None  # a program and its arguments
+    args: tuple[str, ...] = ()  # for torchrun and python; before the path of the resolved config
+    pass_config: bool | None = None  # append that path? null: yes for torchrun and python, no for command
+    schema: Literal["phase3"] | None = None  # null: the run file is free-form
+    default_config: Text | None = None
+    paths: tuple[str, ...] = ()  # free-form run files: the keys that hold paths, as a.b.c
+    resources: Resources = Resources()
+    env: dict[str, str] = {}
+    secrets: tuple[str, ...] = ()  # names of environment variables; their values never stand in a file of the job
+    grace_s: Weight | None = None  # null: 60 s, or three times the last measured save
+    restart: Restart = Restart()
+    resume: Literal["launch", "none"] | ResumeGlob = "none"
+    progress: dict[str, str] = {}  # step, total, loss, … : a regular expression with one group
+
+    def __post_init__(self) -> None:
+        given = [key for key in ("torchrun", "python", "command") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError("exactly one of torchrun, python and command must be given, here: "
+                             + (" and ".join(given) or "none"))
+        if self.args and self.command:
+            raise ValueError("`args`: belongs to torchrun and python; put a command's arguments in its list")
+        for name in self.secrets:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"`secrets`: {name!r} is no name of an environment variable")
+        for name, pattern in self.progress.items():
+            _check_pattern(f"progress.{name}", pattern)
+
+    @property
+    def kind(self) -> Literal["torchrun", "python", "command"]:
+        return "torchrun" if self.torchrun else "python" if self.python else "command"
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """Program first, without the config's path."""
+        return self.command or ((self.torchrun or self.python or ""), *self.args)
+
+    @property
+    def passes_config(self) -> bool:
+        return self.kind != "command" if self.pass_config is None else self.pass_config
+
+
+# --- cluster.yaml -----------------------------------------------------------------------------------------------------
+
+class Environment(Strict):
+    """One of: a conda environment by name, a venv's directory, an interpreter."""
+
+    conda: Text | None = None
+    venv: Text | None = None
+    python: Text | None = None
+    conda_base: Text | None = None  # null: ~/{miniconda3,anaconda3,miniforge3,mambaforge} and /opt/conda are searched
+
+    def __post_init__(self) -> None:
+        given = [key for key in ("conda", "venv", "python") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError("exactly one of conda, venv and python must be given, here: "
+                             + (" and ".join(given) or "none"))
+        if self.conda_base and not self.conda:
+            raise ValueError("`conda_base`: has a meaning only beside `conda`")
+
+
+class SshOptions(Strict):
+    client: Literal["fabric", "openssh"] = "fabric"  # openssh: hardware keys, Kerberos, a ControlMaster
+
+
+class BaseNode(Strict):
+    """What every node has. Paths are paths on the node; `~` is the home there."""
+
+    workdir: Text | None = None  # runs/ and .launch/ are made in it; null: ~/launch
+    env: Environment | None = None  # null: the first python3 on the node's PATH (local: this Python)
+    gpus: Literal["auto"] | tuple[Count, ...] = "auto"
+    data: Text | None = None  # relative paths in run files are below it
+    agent_python: Text | None = None  # the Python >= 3.10 of the supervisor; null: found
+    share: Literal["private", "group"] = "private"
+    env_vars: dict[str, str] = {}
+
+
+class LocalNode(BaseNode, tag_field="via", tag="local"):
+    """This computer."""
+
+
+class SshNode(BaseNode, tag_field="via", tag="ssh"):
+    """A machine that `ssh HOST` reaches."""
+
+    host: Text | None = None  # a name for ssh; null: the node's name
+    ssh: SshOptions = SshOptions()
+    peers: bool = False  # other nodes reach it by `ssh -o BatchMode=yes`
+
+
+class SlurmNode(BaseNode, tag_field="via", tag="slurm"):
+    """A SLURM cluster, or a part of it."""
+
+    login: Text = "here"  # where sbatch runs: a name for ssh, or here
+    partition: Text | None = None
+    sbatch: dict[str, str | int | bool] = {}  # more options of sbatch, by their long names
+    ssh: SshOptions = SshOptions()
+    peers: bool = False
+
+
+Node = LocalNode | SshNode | SlurmNode
+NODE_TYPES: dict[str, type[LocalNode] | type[SshNode] | type[SlurmNode]] = {
+    "local": LocalNode, "ssh": SshNode, "slurm": SlurmNode}
+
+
+class ClusterFile(Strict):
+    """cluster.yaml. `source` is the file it was read from, `ssh_config` an absolute path (`~` expanded)."""
+
+    source: str
+    ssh_config: str | None = None
+    nodes: dict[str, Node] = {}
+
+
+def check_node_name(name: str, via: str) -> None:
+    """Raises ValueError for a name that the command line could not tell apart."""
+    if not _NODE_NAME.fullmatch(name):
+        raise ValueError("a node's name is letters, digits, '.', '_' and '-'")
+    if name in ("any", "here"):
+        raise ValueError(f"{name!r} has a meaning of its own and cannot name a node")
+    if name == "local" and via != "local":
+        raise ValueError("`local` is always this computer; give the other machine another name")
