@@ -1,7 +1,8 @@
 #!/bin/bash
 # A small cluster of ssh nodes on one machine, made of Linux namespaces.  Needs root.
 #
-#   testbed.sh up | down | status | ps | mounts
+#   testbed.sh up | down | status
+#   testbed.sh ps | sweep | mounts           the users' processes (sweep kills them) and the mounts, of all nodes
 #   testbed.sh exec NODE [-u USER] CMD...    run CMD inside a node: head, gpu01 .. gpu05
 #   testbed.sh fault NODE ACTION [ARG...]    see fault() below
 #
@@ -65,6 +66,8 @@ node_init() { # PID 1 of a node; until it mounts its own, /proc is the host's
   trap '' HUP INT; cd /
   hostname "$node"
   mount --make-rprivate /
+  for path in "$BASE".*; do   # a copy of another instance's mounts would outlive it
+    [ "$path" = "$TB" ] || ! mountpoint -q "$path" || umount -R -l "$path"; done
   while read -r path; do
     [ -e "$path" ] && under_private "$path" || continue
     mkdir -p "$dir/keep/$i"; mount --rbind "$path" "$dir/keep/$i"; i=$((i + 1))
@@ -168,6 +171,7 @@ write_files() {
   write_sshd_config >"$TB/etc/ssh/sshd_config"
   { ssh_hosts; echo "Host head gpu*"; echo "  StrictHostKeyChecking yes"; } >"$TB/etc/ssh/ssh_config.d/testbed.conf"
   for name in root alice bob; do write_client_config "$name" >"$TB/ssh/config.$name"; done
+  chown "${SUDO_UID:-0}" "$TB"/ssh/id_*                         # under sudo, the caller's own ssh reads them
 }
 write_sshd_config() { cat <<E
 Include /etc/ssh/sshd_config.d/*.conf
@@ -197,7 +201,7 @@ Host inner
   HostName $(address gpu05)
   ProxyJump head
 Host head gpu*
-  ProxyCommand nsenter --net=$TB/net/head socat - TCP:%h:%p
+  ProxyCommand ${SUDO_UID:+sudo -n }nsenter --net=$TB/net/head socat - TCP:%h:%p
 Host inner head gpu*
   User $1
   IdentityFile $TB/ssh/id_$1
@@ -284,6 +288,7 @@ users_ps() { # NODE PID USER ARGS of every process of the users, seen from the h
     ($1 in node) && ($3 in user) { line = node[$1] " " $2 " " user[$3]
       for (i = 5; i <= NF; i++) line = line " " $i; print line }'
 }
+sweep() { local node pid rest; users_ps | while read -r node pid rest; do kill -9 "$pid" 2>/dev/null || :; done; }
 mounts() { local node pid; for node in $NODES; do if pid=$(init_pid "$node"); then
   awk -v node="$node" '{ print node, $5 }' "/proc/$pid/mountinfo"; fi; done; }
 
@@ -307,7 +312,7 @@ fault() {
     for other in "$@"; do addresses+="$(address "$other"),"; done
     drop "$node" "hook ingress" "ip daddr { ${addresses%,} }";;
   loss) # loss 2: percent of the frames, in each direction
-    local match; match="numgen random mod 1000 < $(awk -v p="$1" 'BEGIN { print int(p * 10) }')"
+    local match; match=$(awk -v p="$1" 'BEGIN { if (p < 100) print "numgen random mod 1000 <", int(p * 10) }')
     drop "$node" "hook ingress" "$match"; drop "$node" "hook egress" "$match";;
   heal) in_net switch nft delete table netdev "drop_$node" 2>/dev/null || :;;
   netem) netem_off "$node"; netem_on "$node" "$@";;             # netem --delay MS --loss PERCENT, each way
@@ -366,6 +371,7 @@ case ${1:-} in
     exec 9</srv; flock -w 120 9; "$1";;
   status) status;;
   ps) users_ps;;
+  sweep) sweep;;
   mounts) mounts;;
   exec) shift; run_in "$@";;
   fault) shift; fault "$@";;
