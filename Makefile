@@ -1,0 +1,50 @@
+# make demo      install, a small data set, then a training on this computer, followed to its end
+# make test      what the tests need, then the tests (at most 20 minutes on 2 cores)
+# make campaign  the long rest; ONLY=name runs one part again
+# make bench     the costs of the launcher beside their goals
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install demo test campaign bench testbed testbed-down clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	.ci/packages base
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "$(PYTHON) is older than 3.10; say which to take: make PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the tested versions into .venv (the first time: minutes)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[train,test]'
+	touch $@
+
+data/demo/data_train.txt: | install
+	$(BIN)/python -m jobs.data.toy data/demo
+
+demo: install data/demo/data_train.txt
+	$(BIN)/launch submit phase3 --node local --config demo --follow
+
+test: install
+	.ci/packages testbed
+	$(BIN)/python -m pytest
+
+campaign: install
+	.ci/packages testbed
+	$(BIN)/python -m pytest -m campaign --timeout 3600 $(if $(ONLY),-k '$(ONLY)')
+
+bench: install
+	$(BIN)/python tests/bench.py
+
+testbed:
+	.ci/packages testbed
+	tests/testbed/testbed.sh up
+
+testbed-down:
+	tests/testbed/testbed.sh down
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache data/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
