@@ -39,7 +39,7 @@ def unavailable() -> str | None:
     if os.geteuid() != 0 and not _sudo_works():
         return "the SSH test bed needs root, or sudo without a password"
     try:
-        _checked(["unshare", "--net", "--uts", "--pid", "--mount", "--ipc", "--fork", "true"])
+        as_root(["unshare", "--net", "--uts", "--pid", "--mount", "--ipc", "--fork", "true"])
     except (TestbedError, FileNotFoundError) as error:
         return f"the SSH test bed cannot make namespaces here: {error}"
     return None
@@ -52,9 +52,10 @@ def _sudo_works() -> bool:
         return False
 
 
-def _checked(
+def as_root(
     argv: list[str], *, input: str | None = None, check: bool = True, timeout_s: float = 60.0
 ) -> subprocess.CompletedProcess[str]:
+    """Run a command of this machine as root. Raises TestbedError when it fails."""
     if os.geteuid() != 0:
         argv = ["sudo", "-n", *argv]
     # No pipe is held by what outlives the command: a node's daemons write to files of their own.
@@ -86,7 +87,7 @@ class Bed:
             "TB_OWNER": str(self.owner),
         }
         env = [f"{key}={value}" for key, value in settings.items()]
-        return _checked(["env", *env, str(SCRIPT), *argv], **how)  # type: ignore[arg-type]
+        return as_root(["env", *env, str(SCRIPT), *argv], **how)  # type: ignore[arg-type]
 
     def up(self) -> None:
         self.script("up")
@@ -108,7 +109,8 @@ class Bed:
         return self.exec(node, "sh", "-ec", line, "sh", *args, user=user, input=input).stdout
 
     def write(self, node: str, path: str, text: str, user: str | None = None, mode: str = "644") -> None:
-        self.sh(node, 'mkdir -p "$(dirname "$1")"; cat >"$1"; chmod "$2" "$1"', path, mode, user=user, input=text)
+        line = 'mkdir -p "$(dirname "$1")"; cat >"$1"; chmod "$2" "$1"'
+        self.sh(node, line, path, mode, user=user, input=text)
 
     def read(self, node: str, path: str, user: str | None = None) -> str:
         return self.exec(node, "cat", path, user=user).stdout
@@ -131,7 +133,8 @@ class Bed:
         return sorted(self.script("mounts").stdout.splitlines())
 
     def powered_off(self) -> list[str]:
-        return [line.split()[0] for line in self.script("status").stdout.splitlines() if "powered off" in line]
+        lines = self.script("status").stdout.splitlines()
+        return [line.split()[0] for line in lines if line.endswith("powered off")]
 
     # -------------------------------------------------------------------------------------- for clients
     def ssh_config(self, user: str) -> Path:

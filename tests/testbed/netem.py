@@ -3,8 +3,9 @@
     netem.py IF_A IF_B [--delay MS] [--loss PERCENT] [--seed N]     runs until SIGTERM
     netem.py --offload-off IF
 
-Each frame is held DELAY ms and dropped with LOSS %, in each direction. It runs in the network namespace that owns
-both interfaces. Segmentation offload must be off at both ends, else one "frame" is up to 64 KB and so is a loss.
+Each frame is held DELAY ms and dropped with LOSS %, in each direction. It runs in the network namespace that
+owns both interfaces. Segmentation offload must be off at both ends, else one "frame" is up to 64 KB and so is
+a loss.
 """
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ class Bridge:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("interfaces", nargs="*")
     parser.add_argument("--offload-off", metavar="IF")
     parser.add_argument("--delay", type=float, default=0.0, metavar="MS")

@@ -110,7 +110,9 @@ class Testbed(Bed):
             yield
 
     @contextmanager
-    def file(self, node: str, path: str, text: str, user: str | None = None, mode: str = "644") -> Iterator[None]:
+    def file(
+        self, node: str, path: str, text: str, user: str | None = None, mode: str = "644"
+    ) -> Iterator[None]:
         """A file with this text, in the place of what was there."""
         saved = f"{path}.saved-by-the-test"
         self.sh(node, '[ ! -e "$1" ] || cp -p "$1" "$2"', path, saved, user=user)
@@ -155,9 +157,10 @@ class Testbed(Bed):
     def without_python(self, node: str) -> Iterator[None]:
         """No Python can be found on the node, the tests' own included."""
         directories = ("/usr/bin", "/usr/local/bin", str(Path(sys.executable).resolve().parent))
+        # A character device 0:0 is overlayfs' mark of a deleted file.
         hide = """hidden=$(mktemp -d); chmod 755 "$hidden"; cd "$1"
             for f in python*; do mknod "$hidden/$f" c 0 0; done
-            mount -t overlay -o "lowerdir=$hidden:$1" without-python "$1" """  # c 0 0: overlayfs' mark of a deleted file
+            mount -t overlay -o "lowerdir=$hidden:$1" without-python "$1" """
         hidden = []
         try:
             for directory in sorted(set(directories)):

@@ -2,13 +2,13 @@
 # A small cluster of ssh nodes on one machine, made of Linux namespaces.  Needs root.
 #
 #   testbed.sh up | down | status
-#   testbed.sh ps | sweep | mounts           the users' processes (sweep kills them) and the mounts, of all nodes
+#   testbed.sh ps | sweep | mounts           the users' processes (sweep kills them), the mounts; of all nodes
 #   testbed.sh exec NODE [-u USER] CMD...    run CMD inside a node: head, gpu01 .. gpu05
 #   testbed.sh fault NODE ACTION [ARG...]    see fault() below
 #
-# A node has its own net, uts, pid, mount, ipc and cgroup namespaces: address, hostname, process table, /dev with
-# /dev/shm, /etc, /var, /run, /tmp, /root, /scratch, boot id and sshd with its own host key.  The switch between
-# the nodes is a network namespace too, so that the host itself gets no new address.
+# A node has its own net, uts, pid, mount, ipc and cgroup namespaces: address, hostname, process table, /dev
+# with /dev/shm, /etc, /var, /run, /tmp, /root, /scratch, boot id and sshd with its own host key.  The switch
+# between the nodes is a network namespace too, so that the host itself gets no new address.
 #
 #   TB_NAME     instance; instances live side by side without seeing each other        (main)
 #   TB_HOME     shared: one /home for all nodes; private: one per node                 (shared)
@@ -42,7 +42,7 @@ init_pid() { # host pid of a node's init; its start time guards against a pid us
   read -r pid started 2>/dev/null <"$TB/nodes/$1/init.pid" || return 1
   [ "$(start_time "$pid" 2>/dev/null)" = "$started" ] && echo "$pid"; }
 gone() { ! init_pid "$1" >/dev/null; }
-cgroups() { # cgroup directories of a node (or, without a name, of the bed): v2 freezes, memory is wherever it is mounted
+cgroups() { # cgroup directories of a node, or of the bed; v2 freezes, memory is where its controller is
   local v2
   for v2 in "$CG" "$CG/unified"; do [ ! -e "$v2/cgroup.controllers" ] || echo "$v2/$LABEL/${1:-}"; done
   [ ! -d "$CG/memory" ] || echo "$CG/memory/$LABEL/${1:-}"; }
@@ -82,11 +82,11 @@ node_init() { # PID 1 of a node; until it mounts its own, /proc is the host's
   done <<<"$TB_BIND"
   node_dev "$dir/dev"
   mount -t proc proc /proc
-  mount --bind "$dir/boot_id" /proc/sys/kernel/random/boot_id   # the kernel's own is the same on every node, and after a reboot
+  mount --bind "$dir/boot_id" /proc/sys/kernel/random/boot_id   # the kernel's own never changes
   mount -t sysfs sysfs /sys
   node_cgroups
   mkdir -p /run/sshd /run/lock
-  mount -t tmpfs -o ro,size=4k,mode=755 hidden "$TB"            # no node sees another one's files by the back door
+  mount -t tmpfs -o ro,size=4k,mode=755 hidden "$TB"   # no back door to the other nodes' files
   node_services
   : >/run/booted
   while :; do sleep infinity & wait $! || :; done               # bash reaps the orphans of the node
@@ -119,7 +119,8 @@ node_up() {
   mkdir -p "$dir"/{run,tmp,keep}; chmod 1777 "$dir/tmp"
   cat /proc/sys/kernel/random/uuid >"$dir/boot_id"; chmod 444 "$dir/boot_id"
   ( join_cgroups "$node"
-    exec setsid nsenter --net="$TB/net/$node" unshare --uts --ipc --mount --pid --cgroup --fork --kill-child=SIGKILL \
+    exec setsid nsenter --net="$TB/net/$node" \
+      unshare --uts --ipc --mount --pid --cgroup --fork --kill-child=SIGKILL \
       env -i PATH=$NODE_PATH HOME=/root LANG=C.UTF-8 TB_NAME="$NAME" TB_HOME="$TB_HOME" TB_BIND="$TB_BIND" \
       TB_MEMORY_V1=$memory_v1 bash "$TB/testbed.sh" _init "$node"
   ) </dev/null >>"$dir/console.log" 2>&1 9>&- &
@@ -135,7 +136,7 @@ write_accounts() {
   for user in $USERS; do local name=${user%:*} id=${user#*:}
     echo "$name:x:$id:$id:$name:/home/$name:/bin/bash" >>"$TB/etc/passwd"
     echo "$name:x:$id:" >>"$TB/etc/group"
-    echo "$name:*:19000:0:99999:7:::" >>"$TB/etc/shadow"        # '*', not '!': sshd refuses an account with '!'
+    echo "$name:*:19000:0:99999:7:::" >>"$TB/etc/shadow"        # '*': sshd refuses '!'
   done
 }
 make_home() { # DIR NAME ID: a home directory with the user's key
@@ -143,12 +144,13 @@ make_home() { # DIR NAME ID: a home directory with the user's key
   cp "$TB/ssh/id_$2" "$1/.ssh/id_ed25519"; chown -R "$3:$3" "$1"; chmod 755 "$1"
 }
 write_node() {
-  local node=$1 dir=$TB/nodes/$1 user name id
+  local node=$1 dir=$TB/nodes/$1 user name id type key
   mkdir -p "$dir"/{etc.up/ssh,etc.work,var.up,var.work,scratch,dev,home}; chmod 1777 "$dir/scratch"
   echo "$node" >"$dir/etc.up/hostname"
   tr -d - </proc/sys/kernel/random/uuid >"$dir/etc.up/machine-id"
   ssh-keygen -q -t ed25519 -N '' -C "$node" -f "$dir/etc.up/ssh/ssh_host_ed25519_key"
-  echo "$node,$(address "$node") $(cut -d' ' -f1,2 "$dir/etc.up/ssh/ssh_host_ed25519_key.pub")" >>"$TB/ssh/known_hosts"
+  read -r type key _ <"$dir/etc.up/ssh/ssh_host_ed25519_key.pub"
+  echo "$node,$(address "$node") $type $key" >>"$TB/ssh/known_hosts"
   make_home "$dir/root" root 0
   for user in $USERS; do name=${user%:*} id=${user#*:}
     mkdir "$dir/scratch/$name"; chown "$id:$id" "$dir/scratch/$name"
@@ -163,13 +165,16 @@ write_files() {
     ssh-keygen -q -t ed25519 -N '' -C "$name@testbed" -f "$TB/ssh/id_$name"
     cp "$TB/ssh/id_$name.pub" "$TB/etc/ssh/keys/$name"
   done
-  for user in $USERS; do [ "$TB_HOME" != shared ] || make_home "$TB/home/${user%:*}" "${user%:*}" "${user#*:}"; done
+  for user in $USERS; do name=${user%:*}
+    [ "$TB_HOME" != shared ] || make_home "$TB/home/$name" "$name" "${user#*:}"; done
   for node in $NODES; do write_node "$node"; done
-  { echo "127.0.0.1 localhost"; for node in $NODES; do echo "$(address "$node") $node"; done; } >"$TB/etc/hosts"
+  echo "127.0.0.1 localhost" >"$TB/etc/hosts"
+  for node in $NODES; do echo "$(address "$node") $node" >>"$TB/etc/hosts"; done
   : >"$TB/etc/resolv.conf"                                      # no DNS: a stray look-up fails at once
   cp "$TB/ssh/known_hosts" "$TB/etc/ssh/ssh_known_hosts"
   write_sshd_config >"$TB/etc/ssh/sshd_config"
-  { ssh_hosts; echo "Host head gpu*"; echo "  StrictHostKeyChecking yes"; } >"$TB/etc/ssh/ssh_config.d/testbed.conf"
+  { ssh_hosts; printf 'Host head gpu*\n  StrictHostKeyChecking yes\n'
+  } >"$TB/etc/ssh/ssh_config.d/testbed.conf"
   for name in root alice bob; do write_client_config "$name" >"$TB/ssh/config.$name"; done
   chown "${SUDO_UID:-0}" "$TB"/ssh/id_*                         # under sudo, the caller's own ssh reads them
 }
@@ -193,7 +198,8 @@ LogLevel VERBOSE
 Subsystem sftp internal-sftp
 E
 }
-ssh_hosts() { local node; for node in $NODES; do printf 'Host %s\n  HostName %s\n' "$node" "$(address "$node")"; done; }
+ssh_hosts() { local node; for node in $NODES; do
+  printf 'Host %s\n  HostName %s\n' "$node" "$(address "$node")"; done; }
 write_client_config() { # USER: for callers in the host's own namespaces, who have no route to the nodes
   ssh_hosts
   cat <<E
@@ -219,10 +225,12 @@ network_up() {
   for node in switch $NODES; do : >"$TB/net/$node"; unshare --net="$TB/net/$node" true; done
   { echo "link add br0 type bridge"; echo "link set br0 up"; echo "link set lo up"
     for node in $NODES; do
-      echo "link add p-$node type veth peer name eth0 netns $TB/net/$node"; echo "link set p-$node master br0 up"
+      echo "link add p-$node type veth peer name eth0 netns $TB/net/$node"
+      echo "link set p-$node master br0 up"
     done; } | in_net switch ip -batch -
   for node in $NODES; do
-    printf 'link set lo up\naddr add %s/24 dev eth0\nlink set eth0 up\n' "$(address "$node")" | in_net "$node" ip -batch -
+    printf 'link set lo up\naddr add %s/24 dev eth0\nlink set eth0 up\n' "$(address "$node")" |
+      in_net "$node" ip -batch -
   done
 }
 is_up() { local node; mountpoint -q "$TB" || return 1; for node in $NODES; do
@@ -231,14 +239,14 @@ settings() { declare -p TB_HOME TB_BIND; }
 up() {
   local tool node
   for tool in sshd ssh-keygen socat ip nft nsenter; do command -v $tool >/dev/null ||
-    die "$tool is missing: apt-get install openssh-server openssh-client socat iproute2 nftables util-linux"; done
+    die "no $tool: apt-get install openssh-server openssh-client socat iproute2 nftables util-linux"; done
   remove_abandoned
   : "${TB_HOME:=shared}" "${TB_BIND:=}"
   if is_up && [ "$(settings)" = "$(<"$TB/settings")" ]; then return; fi
   down
   mkdir -p "$TB"
   mount -t tmpfs -o "size=${TB_SIZE:-6g},mode=755" launch-testbed "$TB"; mount --make-private "$TB"
-  [ -d /scratch ] || mkdir -m 555 /scratch                      # a mount point; its mode says that it is ours to remove
+  [ -d /scratch ] || mkdir -m 555 /scratch   # a mount point; its mode says that it is ours to remove
   cp "$SELF" "$TB/testbed.sh"; settings >"$TB/settings"
   [ -z "${TB_OWNER:-}" ] || echo "$TB_OWNER $(start_time "$TB_OWNER")" >"$TB/owner"
   write_files
@@ -258,7 +266,8 @@ remove_abandoned() { # instances whose owner ended without `down`
 netns_processes() { # processes of the host inside our networks: ProxyCommands, the netem bridge
   local inodes; inodes=$(stat -Lc 'net:[%i]' "$TB"/net/* 2>/dev/null) || return 0
   find /proc -maxdepth 3 -path '/proc/[0-9]*/ns/net' -printf '%P %l\n' 2>/dev/null |
-    awk -v all="$inodes" 'BEGIN { n = split(all, a); for (i = 1; i <= n; i++) ours[a[i]] } $2 in ours { sub("/.*", "", $1); print $1 }'
+    awk -v all="$inodes" 'BEGIN { n = split(all, a); for (i = 1; i <= n; i++) ours[a[i]] }
+      $2 in ours { sub("/.*", "", $1); print $1 }'
 }
 down() {
   local node pid dir
@@ -268,27 +277,30 @@ down() {
     for pid in $(netns_processes); do kill -9 "$pid" 2>/dev/null || :; done
     wait_for 2 umount -R "$TB" || umount -R -l "$TB"
   fi
-  for dir in $(cgroups); do [ ! -d "$dir" ] || wait_for 3 find "$dir" -depth -type d -exec rmdir {} + || :; done
+  for dir in $(cgroups); do
+    [ ! -d "$dir" ] || wait_for 3 find "$dir" -depth -type d -exec rmdir {} + || :; done
   [ ! -d "$TB" ] || rmdir "$TB"
-  if ! compgen -G "$BASE.*" >/dev/null && [ "$(stat -c %a /scratch 2>/dev/null)" = 555 ]; then rmdir /scratch; fi
+  compgen -G "$BASE.*" >/dev/null || [ "$(stat -c %a /scratch 2>/dev/null)" != 555 ] || rmdir /scratch
 }
 status() {
   local node pid
   mountpoint -q "$TB" || { echo "$NAME: down"; return 3; }
   for node in $NODES; do
-    if pid=$(init_pid "$node"); then echo "$node $(address "$node") up, init $pid"; else echo "$node powered off"; fi
+    if pid=$(init_pid "$node"); then echo "$node $(address "$node") up, init $pid"
+    else echo "$node powered off"; fi
   done
 }
 users_ps() { # NODE PID USER ARGS of every process of the users, seen from the host
   local node pid map=
-  for node in $NODES; do if pid=$(init_pid "$node"); then map+="$(stat -Lc %i "/proc/$pid/ns/pid")=$node "; fi; done
+  for node in $NODES; do if pid=$(init_pid "$node"); then
+    map+="$(stat -Lc %i "/proc/$pid/ns/pid")=$node "; fi; done
   ps -eo pidns=,pid=,uid=,stat=,args= | awk -v map="$map" -v users="$USERS" '
     BEGIN { n = split(map, m); for (i = 1; i <= n; i++) { split(m[i], kv, "="); node[kv[1]] = kv[2] }
             n = split(users, m); for (i = 1; i <= n; i++) { split(m[i], kv, ":"); user[kv[2]] = kv[1] } }
     ($1 in node) && ($3 in user) { line = node[$1] " " $2 " " user[$3]
       for (i = 5; i <= NF; i++) line = line " " $i; print line }'
 }
-sweep() { local node pid rest; users_ps | while read -r node pid rest; do kill -9 "$pid" 2>/dev/null || :; done; }
+sweep() { local pid; users_ps | while read -r _ pid _; do kill -9 "$pid" 2>/dev/null || :; done; }
 mounts() { local node pid; for node in $NODES; do if pid=$(init_pid "$node"); then
   awk -v node="$node" '{ print node, $5 }' "/proc/$pid/mountinfo"; fi; done; }
 
@@ -297,18 +309,18 @@ fault() {
   local node=$1 action=$2; shift 2
   [[ " $NODES " = *" $node "* ]] || die "no node named $node (there are: $NODES)"
   case $action in
-  kill9) [ "$1" = sshd ] || die "unknown daemon $1"             # kill9 sshd: refused from now on, open sessions live
+  kill9) [ "$1" = sshd ] || die "unknown daemon $1"   # refused from now on, open sessions live
     enter "$node" sh -c 'kill -9 "$(cat /run/sshd.pid)" && rm /run/sshd.pid';;
   start) [ "$1" = sshd ] || die "unknown daemon $1"
     enter "$node" /usr/sbin/sshd -f /etc/ssh/sshd_config -E /var/log/sshd.log; wait_for 5 booted "$node";;
   link) in_net switch ip link set "p-$node" "$1";;              # link up|down: the cable
-  freeze) set_freeze "$node" 1;;                                # a hung node: it answers ping and nothing else
+  freeze) set_freeze "$node" 1;;   # a hung node: it answers ping, nothing else
   thaw) set_freeze "$node" 0;;
   poweroff) in_net switch ip link set "p-$node" down            # the link first, so that no FIN or RST leaves
     kill -9 "$(init_pid "$node")"; wait_for 5 gone "$node";;
   poweron) in_net switch ip link set "p-$node" up
     if gone "$node"; then node_up "$node"; fi; await_boot "$node";;
-  partition) local other addresses=                             # partition head gpu01: its frames to those are dropped
+  partition) local other addresses=   # partition head gpu01: its frames to those are dropped
     for other in "$@"; do addresses+="$(address "$other"),"; done
     drop "$node" "hook ingress" "ip daddr { ${addresses%,} }";;
   loss) # loss 2: percent of the frames, in each direction
@@ -320,7 +332,8 @@ fault() {
   diskfull) # diskfull DIR [SIZE]: a full file system there
     enter "$node" sh -ec 'mkdir -p "$1"; mount -t tmpfs -o "size=$2,mode=1777" full "$1"
       head -c "$2" /dev/zero >"$1/.filler"' sh "$1" "${2:-64k}";;
-  readonly) enter "$node" sh -ec 'mkdir -p "$1"; mount -t tmpfs -o ro,size=4k,mode=1777 readonly "$1"' sh "$1";;
+  readonly) # readonly DIR: a read-only file system there
+    enter "$node" sh -ec 'mkdir -p "$1"; mount -t tmpfs -o ro,size=4k,mode=1777 readonly "$1"' sh "$1";;
   unmount) enter "$node" umount -l "$1";;                       # ends diskfull and readonly
   memlimit) set_memory "$node" "$1";;                           # memlimit 200M; memlimit max lifts it
   *) die "unknown fault $action";;
@@ -341,17 +354,25 @@ set_memory() {
   die "no memory cgroup under $CG"
 }
 drop() { # NODE HOOK MATCH: drop the matching frames at the node's switch port
-  printf 'table netdev drop_%s {\n chain %s {\n type filter %s device "p-%s" priority 0;\n %s counter drop\n }\n}\n' \
-    "$1" "${2#hook }" "$2" "$1" "$3" | in_net switch nft -f -
+  in_net switch nft -f - <<E
+table netdev drop_$1 {
+  chain ${2#hook } { type filter $2 device "p-$1" priority 0; $3 counter drop; }
+}
+E
 }
 netem_on() {
   local node=$1 log=$TB/netem.$1.log script python pid; shift
   script=$(dirname "$SELF")/netem.py; python=$(command -v python3) || die "netem needs python3"
-  printf 'link add n-%s type veth peer name m-%s\nlink set n-%s up\nlink set m-%s master br0 up\nlink set p-%s nomaster\n' \
-    "$node" "$node" "$node" "$node" "$node" | in_net switch ip -batch -
+  in_net switch ip -batch - <<E
+link add n-$node type veth peer name m-$node
+link set n-$node up
+link set m-$node master br0 up
+link set p-$node nomaster
+E
   in_net "$node" "$python" "$script" --offload-off eth0
   in_net switch "$python" "$script" --offload-off "m-$node"
-  setsid nsenter --net="$TB/net/switch" "$python" "$script" "p-$node" "n-$node" "$@" </dev/null >"$log" 2>&1 9>&- &
+  setsid nsenter --net="$TB/net/switch" "$python" "$script" "p-$node" "n-$node" "$@" \
+    </dev/null >"$log" 2>&1 9>&- &
   pid=$!; disown
   echo "$pid $(start_time "$pid")" >"$TB/netem.$node.pid"
   wait_for 5 grep -q ready "$log" || { cat "$log" >&2; die "netem did not start"; }
@@ -375,6 +396,6 @@ case ${1:-} in
   mounts) mounts;;
   exec) shift; run_in "$@";;
   fault) shift; fault "$@";;
-  _init) set +e; node_init "$2";;   # a mount or daemon that fails must not take PID 1 down: the console log names it
+  _init) set +e; node_init "$2";;   # PID 1 must survive what fails; console.log names it
   *) sed -n '2,/^set/{/^#/p}' "$SELF"; exit 2;;
 esac
