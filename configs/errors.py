@@ -1,4 +1,4 @@
-"""The one exception of this package. A mistake in a configuration is a person's to mend, so it names the place."""
+"""The one exception of this package. A mistake in a configuration is a person's to mend: it names the place."""
 from __future__ import annotations
 
 _LONGEST_VALUE = 120  # characters of a value that are worth showing
@@ -13,9 +13,9 @@ NO_VALUE = _NoValue()  # no value to show; None is a value
 
 
 class ConfigError(Exception):
-    """`what` is wrong, `where` (file:line or the --set argument), at which `key`, its `value`, and a `hint` to mend it.
+    """`what` is wrong, `where` (file:line or the --set argument), at which `key`, its `value`, a `hint` to mend it.
 
-    Prints as `where: key = value: what`, the hint on a line of its own; parts that are not known are left out.
+    Prints as `where: key = value: what`, the hint on a line of its own; unknown parts are left out.
     """
 
     exit_code = 2

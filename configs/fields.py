@@ -12,11 +12,12 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Weight = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(min_length=1)]
-# A path on the node. Relative in a run file: below the node's `data:`; by --set: the person's current directory.
+# A path on the node. Relative in a run file: below the node's `data:`; by --set: below the current directory.
 DataPath = Annotated[str, Meta(min_length=1, extra={"path": True})]
 Gpus = Count | Literal["shared"]
 
 _UNITS_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
 
 def parse_duration(text: str) -> float:
     """Seconds of `90`, `90s`, `30m`, `24h`, `7d`, `1h30m` or SLURM's `[D-]HH:MM:SS`. Raises ValueError."""
@@ -24,7 +25,8 @@ def parse_duration(text: str) -> float:
         days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
         return days * 86400.0 + hours * 3600 + minutes * 60 + seconds
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text or not all(u for _, u in parts[:-1]):
+    whole = "".join(number + unit for number, unit in parts) == text
+    if not parts or not whole or not all(unit for _, unit in parts[:-1]):
         raise ValueError(f"{text!r} is no duration: write 90s, 30m, 24h, 7d, 1h30m or HH:MM:SS")
     return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
 

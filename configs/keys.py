@@ -1,5 +1,5 @@
-"""Schemas as trees of keys: which keys there are, which hold paths, which one was probably meant; and typed decoding
-with errors that name file:line, key path, value and the nearest known key."""
+"""Schemas as trees of keys: which keys there are, which hold paths, which one was probably meant; and typed
+decoding with errors that name file:line, key path, value and the nearest known key."""
 from __future__ import annotations
 
 import difflib
@@ -17,9 +17,11 @@ from configs.fields import Strict
 from configs.yaml12 import Document, KeyPath
 
 S = TypeVar("S", bound=Strict)
-_WORDS = {"object": "a mapping of keys", "array": "a list", "str": "text", "int": "a whole number", "float": "a number",
-          "bool": "true or false", "null": "nothing"}
-_GOT = {"object": dict, "array": list, "str": str, "int": int, "float": float, "bool": bool, "null": type(None)}
+_WORDS = {"object": "a mapping of keys", "array": "a list", "str": "text", "int": "a whole number",
+          "float": "a number", "bool": "true or false", "null": "nothing"}
+_GOT = {"object": dict, "array": list, "str": str, "int": int, "float": float, "bool": bool,
+        "null": type(None)}
+_KINDS = {inspect.IntType: "a whole number", inspect.VarTupleType: "a list"}
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
 _RANDOM_WEIGHTS = re.compile(r"random:\d+")
 
@@ -77,7 +79,7 @@ def holds_path(value: Any) -> bool:
 
 
 def nearest_hint(key: str, known: list[str]) -> str | None:
-    """`nearest: a.b.c`: the same last word elsewhere, else a similar sibling, else a similar last word anywhere."""
+    """`nearest: a.b.c`: the same last word elsewhere, else a similar sibling, else a similar one anywhere."""
     parent, _, last = key.rpartition(".")
     by_last: dict[str, list[str]] = {}
     for other in known:
@@ -172,7 +174,8 @@ def _explain(message: str, document: Document, schema: type[Strict], value: Any,
             hint = "if it is meant as text, put it in quotes"
         what = re.sub(r"`([a-z |]+)`", _say, what).replace("Expected", "expected", 1)
     whole = (*at, *path)
-    return ConfigError(what, document.place(whole), ".".join(whole) or None, _shown(look_up(document.data, whole)), hint)
+    shown = _shown(look_up(document.data, whole))
+    return ConfigError(what, document.place(whole), ".".join(whole) or None, shown, hint)
 
 
 def _split(path: str, value: Any, what: str) -> KeyPath:
@@ -200,7 +203,7 @@ def _choices(kind: inspect.Type | None) -> str:
         elif isinstance(one, inspect.StructType):
             said.append("a mapping")
         else:
-            said.append({inspect.IntType: "a whole number", inspect.VarTupleType: "a list"}.get(type(one), "null"))
+            said.append(_KINDS.get(type(one), "null"))
     return " or ".join(said)
 
 

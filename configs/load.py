@@ -25,8 +25,10 @@ from configs.schema import NODE_TYPES, SCHEMAS, ClusterFile, Node, StageFile, ch
 from configs.sets import apply_sets
 from configs.yaml12 import Document, dump, parse, read
 
-__all__ = ["ABSENT", "ConfigError", "Resolved", "Stage", "diff", "dump", "find_cluster", "list_runs", "list_stages",
-           "load_cluster", "load_run", "load_stage", "look_up", "read_run", "resolve_text", "with_values"]
+__all__ = [
+    "ABSENT", "ConfigError", "Resolved", "Stage", "diff", "dump", "find_cluster", "list_runs", "list_stages",
+    "load_cluster", "load_run", "load_stage", "look_up", "read_run", "resolve_text", "with_values",
+]
 
 S = TypeVar("S", bound=Strict)
 _PACKAGED = Path(__file__).parent
@@ -69,7 +71,7 @@ class Resolved:
 
 
 def load_stage(name: str, start: Path) -> Stage:
-    """`configs/stages/NAME.yaml` upward from `start`, else the one that comes with launch. Raises ConfigError."""
+    """`configs/stages/NAME.yaml` upward from `start`, else the one launch comes with. Raises ConfigError."""
     known = list_stages(start)
     if name not in known:
         raise ConfigError("there is no such stage", value=name, hint=_among("stage", name, list(known)))
@@ -89,8 +91,10 @@ def load_run(stage: Stage, name_or_path: str | None, sets: list[str], start: Pat
     return _resolve(stage, read(path), sets, path, stage.spec.resources)
 
 
-def resolve_text(stage: Stage, text: str, where: str, sets: list[str], resources: Resources | None = None) -> Resolved:
-    """The same for a config that is not a file here (a job's config.yaml, on restart); `resources`: what it had."""
+def resolve_text(
+    stage: Stage, text: str, where: str, sets: list[str], resources: Resources | None = None,
+) -> Resolved:
+    """The same for a config that is no file here (a job's config.yaml, on restart); `resources`: what it had."""
     return _resolve(stage, parse(text, where), sets, None, resources or stage.spec.resources)
 
 
@@ -112,12 +116,12 @@ def load_cluster(start: Path) -> ClusterFile | None:
 
 
 def find_cluster(start: Path) -> Path | None:
-    """`$LAUNCH_CLUSTER`, else `configs/cluster.yaml` upward from `start`, else `~/.config/launch/cluster.yaml`."""
+    """`$LAUNCH_CLUSTER`, else `configs/cluster.yaml` upward from `start`, else the one in `~/.config/launch`."""
     if named := os.environ.get("LAUNCH_CLUSTER"):
         return Path(named).expanduser()
     home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    places = [*(above / "configs" / "cluster.yaml" for above in _upward(start)), home / "launch" / "cluster.yaml"]
-    return next((place for place in places if place.is_file()), None)
+    places = [above / "configs" / "cluster.yaml" for above in _upward(start)]
+    return next((place for place in [*places, home / "launch" / "cluster.yaml"] if place.is_file()), None)
 
 
 def list_stages(start: Path) -> dict[str, Path]:
@@ -157,7 +161,7 @@ def _node(document: Document, name: str) -> Node:
     if not isinstance(via, str) or via not in NODE_TYPES:
         what = "is missing" if via is NO_VALUE else f"must be {' or '.join(NODE_TYPES)}"
         raise ConfigError(what, document.place((*at, "via")), f"nodes.{name}.via", via,
-                          "via: ssh for a machine that ssh reaches, slurm for a cluster, local for this computer")
+                          "ssh: a machine that ssh reaches, slurm: a cluster, local: this computer")
     try:
         check_node_name(name, via)
     except ValueError as error:
@@ -165,7 +169,9 @@ def _node(document: Document, name: str) -> Node:
     return decode(document, NODE_TYPES[via], at)
 
 
-def _resolve(stage: Stage, document: Document, sets: list[str], source: Path | None, base: Resources) -> Resolved:
+def _resolve(
+    stage: Stage, document: Document, sets: list[str], source: Path | None, base: Resources,
+) -> Resolved:
     document = copy.deepcopy(document)
     if document.data is None:
         document.data = {}

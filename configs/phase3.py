@@ -11,8 +11,8 @@ from configs.fields import (
 class Model(Strict):
     """Sizes, and the constants between the network's raw outputs and a Gaussian.
 
-    The constants are those of the public 512 px checkpoint. From scratch below 512 px they turn the picture white: set
-    scale_bias = ln(0.6 px * 2.7 / fx) and scale_max = scale_bias + 0.7.
+    The constants are those of the public 512 px checkpoint. From scratch below 512 px they turn the picture white:
+    set scale_bias = ln(0.6 px * 2.7 / fx) and scale_max = scale_bias + 0.7.
     """
 
     d: Positive = 1024
@@ -28,9 +28,9 @@ class Model(Strict):
 
     def __post_init__(self) -> None:
         if self.d % self.d_head:
-            raise ValueError(f"`d_head`: {self.d_head} does not divide d = {self.d}")
+            raise ValueError(f"`d_head`: {self.d_head} does not divide d {self.d}")
         if self.image_size % self.patch_size:
-            raise ValueError(f"`patch_size`: {self.patch_size} does not divide image_size = {self.image_size}")
+            raise ValueError(f"`patch_size`: {self.patch_size} does not divide image_size {self.image_size}")
 
 
 class Dataset(Strict):
@@ -78,19 +78,18 @@ class Losses(Strict):
     lpips_weights: DataPath | None = None  # VGG-16 in torchvision's names, or random:SEED in tests
     lpips_heads: DataPath | None = None  # the five 1x1 heads, linN.model.1.weight
     perceptual: Weight = 0.0
-    perceptual_weights: DataPath | None = None  # conv{1..16}.{weight,bias}; a public GS-LRM checkpoint has them
+    perceptual_weights: DataPath | None = None  # conv{1..16}.{weight,bias}; public GS-LRM checkpoints have them
     l2_warmup_steps: Count = 0  # lpips and perceptual are 0 before this step
 
     def __post_init__(self) -> None:
-        for term, files in (("lpips", ("lpips_weights", "lpips_heads")), ("perceptual", ("perceptual_weights",))):
-            for key in files:
-                if getattr(self, term) > 0 and getattr(self, key) is None:
-                    raise ValueError(f"`{key}`: the loss `{term}` has weight {getattr(self, term)} "
-                                     f"and needs this file; give its path, or set {term} to 0")
+        for term, key in (("lpips", "lpips_weights"), ("lpips", "lpips_heads"), ("perceptual", "perceptual_weights")):
+            if getattr(self, term) > 0 and getattr(self, key) is None:
+                raise ValueError(f"`{key}`: the loss `{term}` has weight {getattr(self, term)} "
+                                 f"and needs this file; give its path, or set {term} to 0")
         terms = (self.l2, self.ssim, self.masked_l2, self.masked_ssim, self.lpips, self.perceptual)
         if not any(terms):
-            raise ValueError("all losses that compare pictures (l2, ssim, masked_l2, masked_ssim, lpips, perceptual) "
-                             "are 0: nothing would be learned")
+            raise ValueError("all losses that compare pictures (l2, ssim, masked_l2, masked_ssim, lpips, "
+                             "perceptual) are 0: nothing would be learned")
 
 
 class Training(Strict):
@@ -98,7 +97,7 @@ class Training(Strict):
     validation: Validation
     max_steps: Positive  # attempted passes; one update every `accumulation` of them
     input_views: Positive = 5
-    targets: Literal["all", "heldout"] = "heldout"  # all: the inputs too; heldout: only views that are not inputs
+    targets: Literal["all", "heldout"] = "heldout"  # all: the inputs too; heldout: only the other views
     maximize_view_overlap: bool = False  # rigs with many views: extra targets within 60 degrees of an input
     batch_per_rank: Positive = 1
     accumulation: Positive = 1
@@ -114,8 +113,8 @@ class Training(Strict):
 
     def __post_init__(self) -> None:
         if self.max_steps < self.accumulation:
-            raise ValueError(f"`accumulation`: {self.accumulation} passes make one update, but max_steps is only "
-                             f"{self.max_steps}: there would be no update at all")
+            raise ValueError(f"`accumulation`: {self.accumulation} passes make one update, but max_steps is "
+                             f"only {self.max_steps}: there would be no update at all")
 
 
 class Checkpoint(Strict):

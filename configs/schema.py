@@ -1,8 +1,8 @@
 """What a stage file, a cluster file and the parts they share may say: frozen, strict, units in the names.
 
-msgspec decodes them: one declaration gives the type, its bounds and the refusal of unknown keys, it is C code that
-imports in a few milliseconds, and it never turns "5" into 5. A value that is wrong only together with another raises
-ValueError("`key`: …") in `__post_init__`; configs.load adds file, line and value.
+msgspec decodes them: one declaration gives the type, its bounds and the refusal of unknown keys, it is C code
+that imports in a few milliseconds, and it never turns "5" into 5. A value that is wrong only together with another
+raises ValueError("`key`: …") in `__post_init__`; configs.keys adds file, line and value.
 
 Run files have a schema per stage: `Phase3Run`; a stage without one has a free-form run file.
 """
@@ -16,9 +16,11 @@ from msgspec import Meta
 from configs.fields import Count, Resources, ResourcesOverride, Strict, Text, Weight, parse_duration
 from configs.phase3 import Phase3Run
 
-__all__ = ["SCHEMAS", "NODE_TYPES", "BaseNode", "ClusterFile", "Environment", "LocalNode", "Node", "Phase3Run",
-           "Resources", "ResourcesOverride", "Restart", "ResumeGlob", "SlurmNode", "SshNode", "SshOptions", "StageFile",
-           "check_node_name", "parse_duration"]
+__all__ = [
+    "NODE_TYPES", "SCHEMAS", "BaseNode", "ClusterFile", "Environment", "LocalNode", "Node", "Phase3Run", "Resources",
+    "ResourcesOverride", "Restart", "ResumeGlob", "SlurmNode", "SshNode", "SshOptions", "StageFile",
+    "check_node_name", "parse_duration",
+]
 
 SCHEMAS: dict[str, type[Strict]] = {"phase3": Phase3Run}  # by the name a stage file gives as `schema:`
 
@@ -35,10 +37,10 @@ def _check_pattern(key: str, pattern: str) -> None:
         raise ValueError(f"`{key}`: needs exactly one group ( ) around the number, here: {groups}")
 
 
-# --- stage files ------------------------------------------------------------------------------------------------------
+# --- stage files ------------------------------------------------------------------------------------------
 
 class Restart(Strict):
-    """When a job that failed by itself is started again, and how long it waits before that (doubled each time)."""
+    """When a job that failed by itself is started again; the wait before that is doubled each time."""
 
     max_restarts: Count = 3
     backoff_s: Weight = 10.0
@@ -46,7 +48,7 @@ class Restart(Strict):
 
 
 class ResumeGlob(Strict):
-    """How a program that knows nothing of launch resumes: the newest match of `glob`, named to it by `arg`."""
+    """How a program that knows nothing of launch resumes: from the newest match of `glob`, named by `arg`."""
 
     glob: Text
     arg: Text  # words; {path} becomes the checkpoint
@@ -71,7 +73,7 @@ class StageFile(Strict):
     paths: tuple[str, ...] = ()  # free-form run files: the keys that hold paths, as a.b.c
     resources: Resources = Resources()
     env: dict[str, str] = {}
-    secrets: tuple[str, ...] = ()  # names of environment variables; their values never stand in a file of the job
+    secrets: tuple[str, ...] = ()  # names of environment variables; never their values
     grace_s: Weight | None = None  # null: 60 s, or three times the last measured save
     restart: Restart = Restart()
     resume: Literal["launch", "none"] | ResumeGlob = "none"
@@ -104,7 +106,7 @@ class StageFile(Strict):
         return self.kind != "command" if self.pass_config is None else self.pass_config
 
 
-# --- cluster.yaml -----------------------------------------------------------------------------------------------------
+# --- cluster.yaml -----------------------------------------------------------------------------------------
 
 class Environment(Strict):
     """One of: a conda environment by name, a venv's directory, an interpreter."""
@@ -112,7 +114,7 @@ class Environment(Strict):
     conda: Text | None = None
     venv: Text | None = None
     python: Text | None = None
-    conda_base: Text | None = None  # null: ~/{miniconda3,anaconda3,miniforge3,mambaforge} and /opt/conda are searched
+    conda_base: Text | None = None  # null: the usual places in ~ and /opt/conda are searched
 
     def __post_init__(self) -> None:
         given = [key for key in ("conda", "venv", "python") if getattr(self, key) is not None]

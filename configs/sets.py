@@ -1,4 +1,4 @@
-"""`--set a.b=v`: changes to a run file from the command line, by the same YAML rules and with the same errors."""
+"""`--set a.b=v`: changes to a run file from the command line, by the same YAML rules and errors."""
 from __future__ import annotations
 
 from typing import Any
@@ -9,12 +9,14 @@ from configs.keys import has_key, known_keys, look_up, nearest_hint, wants_text
 from configs.yaml12 import Document, KeyPath, parse, scalar
 
 
-def apply_sets(document: Document, sets: list[str], schema: type[Strict] | None, stage: str) -> tuple[str, ...]:
+def apply_sets(
+    document: Document, sets: list[str], schema: type[Strict] | None, stage: str,
+) -> tuple[str, ...]:
     """Changes `document` in place; the dotted keys that were set. A later --set wins.
 
-    `phase3.a.b=v` is `a.b=v` for the stage phase3. Where the schema wants text the value is taken as it stands (one
-    pair of quotes around all of it is removed); elsewhere it is read as YAML. A free-form run file has only the keys
-    it has; `+a.b=v` adds one.
+    `phase3.a.b=v` is `a.b=v` for the stage phase3. Where the schema wants text the value is taken as it stands
+    (one pair of quotes around all of it is removed); elsewhere it is read as YAML. A free-form run file has only
+    the keys it has; `+a.b=v` adds one.
     """
     return tuple(_apply(document, argument, schema, stage) for argument in sets)
 
@@ -81,7 +83,8 @@ def _store(document: Document, path: KeyPath, value: Any, place: str) -> None:
         if below is NO_VALUE or below is None:
             below = _put(parent, key, {})
         if not isinstance(below, (dict, list)):
-            raise ConfigError("is a value and has no keys below it", place, ".".join(path[: depth + 1]), below)
+            key = ".".join(path[: depth + 1])
+            raise ConfigError("is a value and has no keys below it", place, key, below)
         parent = below
     _put(parent, path[-1], value)
     document.places = {other: where for other, where in document.places.items() if other[: len(path)] != path}

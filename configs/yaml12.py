@@ -1,9 +1,9 @@
 """YAML by the 1.2 core rules, with the line of every key.
 
-PyYAML reads YAML 1.1, where `5e-6` is a word and `off` is false. Only its parser is used here; what a plain word means
-is decided by the table of YAML 1.2.2, section 10.3.2. The keys of a mapping are always text, and a key that stands
-twice is an error. `dump` writes what both 1.1 and 1.2 readers understand alike, so a program of the user's own that
-opens a resolved config with plain PyYAML sees the same values.
+PyYAML reads YAML 1.1, where `5e-6` is a word and `off` is false. Only its parser is used here; what a plain
+word means is decided by the table of YAML 1.2.2, section 10.3.2. The keys of a mapping are always text, and a key
+that stands twice is an error. `dump` writes what both 1.1 and 1.2 readers understand alike, so a program of the
+user's own that opens a resolved config with plain PyYAML sees the same values.
 """
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _CORE = {
     "null": re.compile(r"null|Null|NULL|~|"),
     "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
     "int": re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
-    "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+                        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
 }
 
 
 @dataclass
 class Document:
-    """A parsed file: its values, and for each key path (list indices as text) where it stands (`file:line`)."""
+    """A parsed file: its values, and for each key path (list indices as text) its `file:line`."""
 
     name: str
     data: Any
@@ -50,7 +51,7 @@ def scalar(text: str) -> Any:
 
 
 def parse(text: str, name: str) -> Document:
-    """Raises ConfigError with file and line: not YAML, several documents, a doubled or structured key, an unknown tag."""
+    """Raises ConfigError with file and line: not YAML, several documents, a doubled or structured key, a tag."""
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -77,7 +78,7 @@ def read(path: Path) -> Document:
 
 def dump(data: Any) -> str:
     """Block YAML, keys in their order; `parse(dump(x)).data == x` for what JSON can hold, and inf and nan."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=110)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
 
 
 class _Builder:
@@ -94,7 +95,8 @@ class _Builder:
         if any(node is other for other in self.open):
             raise ConfigError("an alias inside what it names", self._line(node), ".".join(path))
         self.open.append(node)
-        value = self._mapping(node, path) if isinstance(node, yaml.MappingNode) else self._sequence(node, path)
+        build = self._mapping if isinstance(node, yaml.MappingNode) else self._sequence
+        value = build(node, path)
         self.open.pop()
         return value
 
@@ -155,7 +157,8 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes every text that either version of YAML would read as something else."""
 
-    yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+    yaml_implicit_resolvers = {first: list(rules)
+                               for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

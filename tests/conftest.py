@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is loaded: with few cores more threads cost 100 times
+os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is loaded; more only slows small tests
 
 import contextlib  # noqa: E402
 import threading  # noqa: E402
@@ -19,7 +19,7 @@ pytest_plugins = ["tests.testbed.fixtures"]
 _SETTLE_S = 3.0  # threads and children may take this long to end after their test
 _KEPT = {"LAUNCH_SHARED", "LAUNCH_REQUIRE_TESTBED"}  # settings of the tests themselves
 _ENV_NOISE = {"PYTEST_CURRENT_TEST", "PYTEST_VERSION"}
-_ENV_OF_LIBRARIES = ("KMP_", "TORCH", "CUDA_", "TRITON_", "WANDB_", "TOKENIZERS_")  # written when they are imported
+_ENV_OF_LIBRARIES = ("KMP_", "TORCH", "CUDA_", "TRITON_", "WANDB_", "TOKENIZERS_")  # set by their import
 _LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")  # one per Python, ends with it
 _TRUE_HOME = Path.home()
 
@@ -45,11 +45,14 @@ def nothing_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_world(nothing_leaks: None, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own_world(
+    nothing_leaks: None, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """An empty home, no LAUNCH_* of the person, and git and pip that work without that person's files."""
     home = tmp_path_factory.mktemp("home")
-    for name in [name for name in os.environ if name.startswith(("LAUNCH_", "XDG_", "WANDB_")) and name not in _KEPT]:
-        monkeypatch.delenv(name)
+    for name in set(os.environ) - _KEPT:
+        if name.startswith(("LAUNCH_", "XDG_", "WANDB_")):
+            monkeypatch.delenv(name)
     for name, value in {
         "HOME": str(home), "LAUNCH_HOME": str(home / "launch-state"), "LAUNCH_WORKDIR": str(home / "launch"),
         "XDG_STATE_HOME": str(home / "state"), "XDG_CACHE_HOME": str(home / "cache"),
@@ -66,7 +69,8 @@ def own_world(nothing_leaks: None, monkeypatch: pytest.MonkeyPatch, tmp_path_fac
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI (LAUNCH_REQUIRE_TESTBED=1) a test that needs the test bed and is skipped has failed."""
     report = yield
-    if report.skipped and item.get_closest_marker("testbed") and os.environ.get("LAUNCH_REQUIRE_TESTBED") == "1":
+    required = os.environ.get("LAUNCH_REQUIRE_TESTBED") == "1" and item.get_closest_marker("testbed")
+    if report.skipped and required:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome, report.longrepr = "failed", f"skipped, and the test bed is required here: {reason}"
     return report
@@ -74,7 +78,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def _tools_of_the_true_home() -> dict[str, str]:
     """pip's settings (which index to ask) and pyenv's Pythons, where a person keeps them in the home."""
-    found = {"PYENV_ROOT": _TRUE_HOME / ".pyenv", "PIP_CONFIG_FILE": _TRUE_HOME / ".config" / "pip" / "pip.conf"}
+    found = {"PYENV_ROOT": _TRUE_HOME / ".pyenv", "PIP_CONFIG_FILE": _TRUE_HOME / ".config/pip/pip.conf"}
     return {name: str(path) for name, path in found.items() if name not in os.environ and path.exists()}
 
 
@@ -91,7 +95,7 @@ def _changed(before: dict[str, str]) -> list[str]:
 
 def _left_threads(before: set[threading.Thread]) -> list[str]:
     deadline = time.monotonic() + _SETTLE_S
-    while left := [one for one in threading.enumerate() if one not in before and not one.name.startswith("pytest")]:
+    while left := [one for one in set(threading.enumerate()) - before if not one.name.startswith("pytest")]:
         if time.monotonic() > deadline:
             return [f"thread {one.name}" for one in left]
         left[0].join(0.05)

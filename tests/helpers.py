@@ -13,6 +13,7 @@ def wait_until(predicate: Callable[[], T], timeout_s: float = 10.0, what: str = 
     deadline = time.monotonic() + timeout_s
     while not (value := predicate()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"after {timeout_s:g} s still not: {what or getattr(predicate, '__name__', predicate)}")
+            name = what or getattr(predicate, "__name__", predicate)
+            raise AssertionError(f"after {timeout_s:g} s still not: {name}")
         time.sleep(0.02)
     return value

@@ -27,8 +27,8 @@ ONLY_IN = {  # third-party name -> the files that may know it
     "yaml": {"configs/yaml12.py"},
 }
 NEVER = {"torchvision", "torchaudio", "timm", "open_clip", "lpips", "torch_fidelity"}
-CARRIED = ("cluster/__init__.py", "cluster/contract.py", "cluster/spec.py", "cluster/states.py", "cluster/events.py",
-           "cluster/journal.py", "cluster/errors.py", "cluster/node/")
+CARRIED = ("cluster/__init__.py", "cluster/contract.py", "cluster/spec.py", "cluster/states.py",
+           "cluster/events.py", "cluster/journal.py", "cluster/errors.py", "cluster/node/")
 CARRIED_OF_OURS = ("cluster.contract", "cluster.spec", "cluster.states", "cluster.events", "cluster.journal",
                    "cluster.errors", "cluster.node")
 HEAVY = {"yaml", "msgspec", "fabric", "paramiko", "psutil", "submitit", "torch", "numpy"}
@@ -42,7 +42,7 @@ ALL = [name for package in MAY_IMPORT for name in sources(package)]
 
 
 def imports(name: str) -> Iterator[tuple[int, str]]:
-    """(line, full module) of each import in a file, those inside functions too; relative ones made absolute."""
+    """(line, full module) of each import in a file, also inside functions; relative ones made absolute."""
     package = name.removesuffix(".py").split("/")[:-1]
     for node in ast.walk(ast.parse((ROOT / name).read_text(), name)):
         if isinstance(node, ast.Import):
@@ -94,8 +94,10 @@ def test_the_launcher_package_is_empty() -> None:
 
 @pytest.mark.parametrize("command", [["--help"], ["status"], ["logs", "--help"]])
 def test_the_common_commands_load_only_the_standard_library(command: list[str], own_world: Path) -> None:
-    code = "import sys; from launcher.cli import main\ntry: main()\nexcept SystemExit: pass\nprint(*sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=own_world, timeout=60)
+    code = ("import sys; from launcher.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+            "print(*sys.modules, file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True,
+                          cwd=own_world, timeout=60)
     loaded = {name.split(".")[0] for name in done.stderr.strip().splitlines()[-1].split()}
     assert "launcher" in loaded, done.stderr
     assert loaded & HEAVY == set()

@@ -31,7 +31,7 @@ def failure(stage: Stage, *sets: str, config: str = "demo") -> ConfigError:
     return caught.value
 
 
-# --- finding ----------------------------------------------------------------------------------------------------------
+# --- finding -------------------------------------------------------------------------------------
 
 def test_the_nearest_stage_file_wins(tmp_path: Path) -> None:
     inner = tmp_path / "project" / "deep"
@@ -58,7 +58,7 @@ def test_a_run_file_is_found_by_name_then_by_path(stage: Stage, tmp_path: Path) 
     assert "demo" in str(failure(stage, config="dmo"))
 
 
-# --- what a run file becomes ------------------------------------------------------------------------------------------
+# --- what a run file becomes -------------------------------------------------------------------------------------
 
 def test_the_shipped_run_files_say_what_the_method_asks_for(stage: Stage, tmp_path: Path) -> None:
     demo, mouse = (load_run(stage, name, [], tmp_path).typed for name in ("demo", "exp_c"))
@@ -101,7 +101,7 @@ def test_diff_shows_leaves_and_absence() -> None:
         ("a.b", 1, 1.0), ("a.c", [1], [1, 2]), ("x", {}, ABSENT), ("x.y", ABSENT, None)]
 
 
-# --- --set ------------------------------------------------------------------------------------------------------------
+# --- --set -------------------------------------------------------------------------------------
 
 def test_set_reads_yaml_where_a_value_is_wanted_and_text_where_text_is(stage: Stage, tmp_path: Path) -> None:
     odd = "a b: c #d'; echo $HOME\n생쥐=[x]"
@@ -142,7 +142,7 @@ def test_a_wrong_set_names_itself_the_key_and_the_remedy(
     assert said in error.what and (hint is None or hint in (error.hint or ""))
 
 
-# --- mistakes in files ------------------------------------------------------------------------------------------------
+# --- mistakes in files -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(("old", "new", "line", "key", "said"), [
     ("  d: 128", "  dd: 128", 3, "model.dd", "no such key"),
@@ -204,7 +204,7 @@ def test_a_stage_of_the_users_own(tmp_path: Path) -> None:
     assert load_run(stage, None, [], tmp_path) == Resolved("facelift", {}, None, None, (), (), stage.spec.resources)
 
 
-# --- cluster.yaml -----------------------------------------------------------------------------------------------------
+# --- cluster.yaml -------------------------------------------------------------------------------------
 
 def test_cluster_yaml_is_found_and_typed(tmp_path: Path, own_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_cluster(tmp_path) is None
