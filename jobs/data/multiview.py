@@ -1,0 +1,222 @@
+"""A multi-view data set: checked samples, cached pixels, and which views are inputs and targets of a draw."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from jobs.data.samples import (
+    BadSample, Sample, angles_deg, check_view_count, read_list, read_sample, summary_of, usual_view_count,
+)
+from jobs.loader import Draw
+from jobs.runtime import JobError
+from jobs.world import World, mixed_seed
+
+OVERLAP_DEG = 60.0
+_DECODE_ALL_BELOW = 4096  # images: so many are decoded before the start; beyond that, pixels are checked when read
+_CACHE_SHARE = 0.25  # of the free memory of the machine, over all ranks
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Views:
+    """`pixels` uint8 [V, 4, S, S]: RGB over the background, and alpha; c2w [V, 4, 4]; fxfycxcy [V, 4] px."""
+
+    pixels: Tensor
+    c2w: Tensor
+    fxfycxcy: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples with the same number of views each, the inputs first.
+
+    pixels uint8 [B, n, 4, S, S]; c2w [B, n, 4, 4]; fxfycxcy [B, n, 4] px; views [B, n] the views' places in the rig.
+    """
+
+    pixels: Tensor
+    c2w: Tensor
+    fxfycxcy: Tensor
+    views: Tensor
+    names: list[str]
+
+    def pin_memory(self) -> Batch:
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> Batch:
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(change(self.pixels), change(self.c2w), change(self.fxfycxcy), change(self.views), self.names)
+
+    @property
+    def images(self) -> Tensor:
+        """RGB [B, n, 3, S, S] in 0..1."""
+        return self.pixels[:, :, :3].float() / 255
+
+    @property
+    def masks(self) -> Tensor:
+        """Alpha [B, n, 1, S, S] in 0..1."""
+        return self.pixels[:, :, 3:].float() / 255
+
+
+@dataclass(frozen=True)
+class ViewChoice:
+    """Which views of a sample are put in and which are compared."""
+
+    inputs: int
+    targets: Literal["all", "heldout"]
+    maximize_overlap: bool
+
+    def check(self, views: int) -> None:
+        """Raises JobError when a sample of `views` views cannot be divided so."""
+        if self.inputs > views:
+            raise JobError(f"training.input_views = {self.inputs}: the samples have only {views} views",
+                           f"set it to at most {views - 1}")
+        if self.targets == "heldout" and self.inputs == views:
+            raise JobError(f"training.input_views = {self.inputs} with training.targets = heldout: all {views} views "
+                           "would be inputs and none is left to compare with",
+                           f"set input_views to at most {views - 1}, or targets to all")
+
+    def choose(self, seed: int, draw: Draw, c2w: Tensor) -> list[int]:
+        """The inputs, then the extra views, of c2w [V, 4, 4]: a function of (seed, step, sample) alone."""
+        generator = torch.Generator().manual_seed(mixed_seed("views", seed, draw.step, draw.index))
+        order = torch.randperm(len(c2w), generator=generator).tolist()
+        inputs, rest = order[:self.inputs], order[self.inputs:]
+        if self.maximize_overlap and rest:
+            nearest = angles_deg(c2w)[inputs].amin(0)
+            rest = [view for view in rest if nearest[view] <= OVERLAP_DEG] or [min(rest, key=lambda v: nearest[v])]
+        return inputs + rest
+
+
+class MultiView:
+    """Samples at `size` x `size` px over `background`; a `jobs.loader.Source`.
+
+    The cache holds what fits into a share of the memory and never evicts: what fits is then never read twice.
+    """
+
+    def __init__(self, samples: list[Sample], size: int, background: tuple[float, float, float], choice: ViewChoice,
+                 seed: int, ranks: int) -> None:
+        self.samples, self.size, self.background = samples, size, background
+        self._choice, self._seed = choice, seed
+        self._room = int(psutil.virtual_memory().available * _CACHE_SHARE / ranks)
+        self._cache: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def views(self, index: int) -> Views:
+        """All views of one sample. Raises BadSample."""
+        sample = self.samples[index]
+        pixels = self._cache.get(index)
+        if pixels is None:
+            pixels = read_pixels(sample, self.size, self.background)
+            if self._room >= pixels.numel():
+                self._room -= pixels.numel()
+                self._cache[index] = pixels
+        return Views(pixels, sample.c2w(), sample.fxfycxcy(self.size))
+
+    def batch(self, draws: list[Draw]) -> Batch:
+        """Raises BadSample."""
+        items = [(draw, self.views(draw.index)) for draw in draws]
+        chosen = [self._choice.choose(self._seed, draw, views.c2w) for draw, views in items]
+        count = min(map(len, chosen))  # `maximize_overlap` finds a different number for each
+        chosen = [order[:count] for order in chosen]
+        return Batch(
+            pixels=torch.stack([views.pixels[order] for (_, views), order in zip(items, chosen)]),
+            c2w=torch.stack([views.c2w[order] for (_, views), order in zip(items, chosen)]),
+            fxfycxcy=torch.stack([views.fxfycxcy[order] for (_, views), order in zip(items, chosen)]),
+            views=torch.tensor(chosen),
+            names=[self.samples[draw.index].name for draw in draws],
+        )
+
+
+def read_pixels(sample: Sample, size: int, background: tuple[float, float, float]) -> Tensor:
+    """uint8 [V, 4, size, size]: composited RGB and alpha. Raises BadSample."""
+    return torch.stack([_read_view(sample.name, frame.image, size, background) for frame in sample.frames])
+
+
+def _read_view(name: str, path: Path, size: int, background: tuple[float, float, float]) -> Tensor:
+    try:
+        with Image.open(path) as image:
+            rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
+    except (OSError, SyntaxError, UnidentifiedImageError) as error:  # PIL reports a broken chunk as SyntaxError
+        raise BadSample(name, str(path), f"cannot be decoded: {error}", "render or export this image again") from None
+    alpha = rgba[..., 3:]
+    if not alpha.any():
+        raise BadSample(name, str(path), "is fully transparent: the object is not in it",
+                        "check the segmentation of this view, or remove the sample from the list")
+    # Composited before it is resized: RGB is 0 where alpha is 0, so resizing it straight darkens the silhouette.
+    rgb = rgba[..., :3] * alpha + np.asarray(background, dtype=np.float32) * (1 - alpha)
+    both = np.round(np.concatenate([rgb, alpha], 2) * 255).astype(np.uint8)
+    if both.shape[0] != size:
+        bands = [Image.fromarray(both[..., band]).resize((size, size), Image.Resampling.BICUBIC) for band in range(4)]
+        both = np.stack([np.asarray(band) for band in bands], 2)
+    return torch.from_numpy(both).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a list file held: usable samples, and the ones left out."""
+
+    samples: list[Sample]
+    skipped: list[BadSample]
+    paths: str  # how its lines were meant
+
+
+def find_samples(path: Path, on_bad: Literal["error", "skip"], world: World, views: int | None = None) -> Found:
+    """Check every sample of a list, each rank a share of them; the same answer on every rank.
+
+    `views`: the number they must have; None: what most of them have. With `skip`, and for data sets of a few thousand
+    images, the pixels are decoded too. Raises AgreedError that names every bad sample (`error`), or when none is good.
+    """
+    lines, paths = world.on_main(lambda: read_list(path))
+    results = _shared(world, len(lines), lambda i: _or_defect(lambda: read_sample(*lines[i])))
+    samples = [result for result in results if isinstance(result, Sample)]
+    defects = [result for result in results if isinstance(result, BadSample)]
+    if samples:
+        wrong = check_view_count(samples, views or usual_view_count(samples))
+        bad = {defect.sample for defect in wrong}
+        samples = [sample for sample in samples if sample.name not in bad]
+        defects += wrong
+    if on_bad == "skip" or sum(len(sample.frames) for sample in samples) <= _DECODE_ALL_BELOW:
+        decoded = _shared(world, len(samples), lambda i: _or_defect(lambda: check_pixels(samples[i])))
+        defects += [result for result in decoded if isinstance(result, BadSample)]
+        samples = [sample for sample, result in zip(samples, decoded) if not isinstance(result, BadSample)]
+    if defects and (on_bad == "error" or not samples):
+        world.agree(summary_of(defects))
+    return Found(samples, defects, paths)
+
+
+def check_pixels(sample: Sample) -> None:
+    """Decode every view. Raises BadSample."""
+    for frame in sample.frames:
+        _read_view(sample.name, frame.image, frame.size, (1.0, 1.0, 1.0))
+
+
+def _or_defect(work: Callable[[], T]) -> T | BadSample:
+    try:
+        return work()
+    except BadSample as defect:
+        return defect
+
+
+def _shared(world: World, count: int, work: Callable[[int], T]) -> list[T]:
+    """[work(0), …, work(count - 1)], the work divided over the ranks."""
+    parts = world.gather([work(index) for index in range(world.rank, count, world.size)])
+    return [parts[index % world.size][index // world.size] for index in range(count)]
+
+
+def write_cameras(path: Path, name: str, w2c: Tensor, fxfycxcy: Tensor, size: int, images: list[str]) -> None:
+    """opencv_cameras.json for w2c [V, 4, 4] and fxfycxcy [V, 4] px of size x size images (paths relative to it)."""
+    frames = [{"w": size, "h": size, "fx": k[0], "fy": k[1], "cx": k[2], "cy": k[3], "w2c": pose, "file_path": image}
+              for pose, k, image in zip(w2c.tolist(), fxfycxcy.tolist(), images)]
+    path.write_text(json.dumps({"id": name, "frames": frames}, indent=1))

@@ -1,0 +1,256 @@
+"""Six-view (or more) samples on disk: list files, opencv_cameras.json, PNG headers, and every defect they can have.
+
+    data_train.txt                  one sample directory per line
+    SAMPLE/opencv_cameras.json      {id, frames: [{w, h, fx, fy, cx, cy, w2c, file_path}]}; other keys are ignored
+    SAMPLE/images/cam_000.png …     RGBA, straight alpha, square (or straight in SAMPLE/)
+
+All of this is checked before training starts, without decoding a pixel.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.runtime import JobError
+from models.cameras import Rig, camera_defects, invert_rigid, mv6, orbit32
+
+CAMERAS = "opencv_cameras.json"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
+_PNG_WITH_ALPHA = (4, 6)  # colour types: grey + alpha, RGBA
+_SHOWN = 10  # defects in one message
+
+_REMEDIES = {
+    "shape": "write w2c as four rows of four numbers",
+    "non-finite": "recompute this camera; the calibration of this view failed",
+    "intrinsics": "write fx, fy in pixels of this image",
+    "not-rigid": "w2c is world -> camera, row-major: a rotation, a translation and the row 0 0 0 1",
+    "mirrored": "negate the flipped axis (the row of R) and its translation",
+    "behind-camera": "if the file holds camera -> world matrices, invert them; z points forward",
+    "misses-object": "move the object to the world origin, or check cx, cy and the rotation",
+}
+
+
+class BadSample(JobError):
+    """A sample that cannot be used: which file of which sample, what is wrong, what to do."""
+
+    def __init__(self, sample: str, file: str, defect: str, remedy: str) -> None:
+        self.sample, self.file, self.defect, self.remedy = sample, file, defect, remedy
+        super().__init__(f"{sample}: {file}: {defect}", remedy)
+
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+        return type(self), (self.sample, self.file, self.defect, self.remedy)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One view: its picture and its camera, in pixels of that picture."""
+
+    image: Path
+    size: int  # px, square
+    fxfycxcy: tuple[float, float, float, float]
+    w2c: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    name: str  # as in the list file
+    frames: tuple[Frame, ...]
+    digest: str  # of opencv_cameras.json and the image sizes in bytes
+
+    def c2w(self) -> Tensor:
+        """[V, 4, 4] camera -> world."""
+        return invert_rigid(torch.tensor([frame.w2c for frame in self.frames], dtype=torch.float64)).float()
+
+    def fxfycxcy(self, size: int) -> Tensor:
+        """[V, 4] px, for pictures resized to size x size."""
+        rows = [[value * size / frame.size for value in frame.fxfycxcy] for frame in self.frames]
+        return torch.tensor(rows, dtype=torch.float64).float()
+
+
+def read_list(path: Path) -> tuple[list[tuple[str, Path | None]], str]:
+    """The lines of a list file -> ([(line, sample directory or None when there is none)], how paths were meant).
+
+    A line is an absolute path, or relative to the list file, or to the current directory, in that order. Raises
+    JobError when the file is missing, unreadable or empty.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise JobError(f"list file {path}: {reason}",
+                       "training.dataset.path and training.validation.path name a text file with one sample "
+                       "directory per line") from None
+    lines = [line for line in lines if line]
+    if not lines:
+        raise JobError(f"list file {path}: it names no sample", "write one sample directory per line")
+    found = [(line, *_find(line, path.parent)) for line in lines]
+    rules = Counter(rule for _, _, rule in found if rule)
+    said = ", ".join(f"{count} {rule}" for rule, count in rules.items())
+    return [(line, directory) for line, directory, _ in found], said
+
+
+def _find(line: str, list_directory: Path) -> tuple[Path | None, str]:
+    given = Path(line)
+    if given.is_absolute():
+        return (given, "absolute") if given.is_dir() else (None, "")
+    for base, rule in ((list_directory, "relative to the list file"),
+                       (Path.cwd(), "relative to the current directory")):
+        if (base / given).is_dir():
+            return base / given, rule
+    return None, ""
+
+
+def read_sample(name: str, directory: Path | None) -> Sample:
+    """Read and check cameras and PNG headers. Raises BadSample."""
+    if directory is None:
+        raise BadSample(name, "directory", "does not exist (looked relative to the list file and to the current "
+                        "directory)", "correct or remove this line of the list file")
+    raw = _read_json(name, directory)
+    frames = tuple(_read_frame(name, directory, index, frame) for index, frame in enumerate(raw))
+    digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode())
+    for frame in frames:
+        digest.update(str(frame.image.stat().st_size).encode())
+    return Sample(name, frames, digest.hexdigest())
+
+
+def _read_json(name: str, directory: Path) -> list[Any]:
+    path = directory / CAMERAS
+    try:
+        raw = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadSample(name, str(path), str(error.strerror), "every sample needs its cameras in this file") from None
+    except ValueError as error:
+        raise BadSample(name, str(path), f"is not JSON: {error}", "write the file again") from None
+    frames = raw.get("frames") if isinstance(raw, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise BadSample(name, str(path), "has no list `frames`",
+                        "it should hold {id, frames: [{w, h, fx, fy, cx, cy, w2c, file_path}]}")
+    return frames
+
+
+def _read_frame(name: str, directory: Path, index: int, raw: Any) -> Frame:
+    where = f"{directory / CAMERAS}, frame {index}"
+    missing = [key for key in ("w", "h", "fx", "fy", "cx", "cy", "w2c", "file_path")
+               if not isinstance(raw, dict) or key not in raw]
+    if missing:
+        raise BadSample(name, where, f"lacks {', '.join(missing)}", "add what is missing; see the format in the docs")
+    try:
+        width, height = int(raw["w"]), int(raw["h"])
+        fxfycxcy = tuple(float(raw[key]) for key in ("fx", "fy", "cx", "cy"))
+        w2c = tuple(tuple(float(value) for value in row) for row in raw["w2c"])
+        defects = camera_defects([list(row) for row in w2c], *fxfycxcy, width, height)
+    except (TypeError, ValueError) as error:
+        raise BadSample(name, where, f"a camera value is no number: {error}", "write plain numbers") from None
+    if defects:
+        raise BadSample(name, f"{where} ({raw['file_path']})", defects[0],
+                        _REMEDIES.get(defects[0].split(":")[0], "correct the camera"))
+    image = _find_image(name, directory, str(raw["file_path"]))
+    size = _check_png(name, image)
+    if (width, height) != size:
+        raise BadSample(name, str(image), f"is {size[0]} x {size[1]} px, its camera is for {width} x {height}",
+                        "the intrinsics must belong to this image; scale them with it")
+    return Frame(image, width, fxfycxcy, w2c)
+
+
+def _find_image(name: str, directory: Path, file_path: str) -> Path:
+    for place in (directory / file_path, directory / Path(file_path).name):
+        if place.is_file():
+            return place
+    raise BadSample(name, str(directory / file_path), "the image does not exist",
+                    "restore it, or remove the sample from the list")
+
+
+def _check_png(name: str, path: Path) -> tuple[int, int]:
+    """(width, height) in px of a whole, square, 8-bit PNG with alpha."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(26)
+            file.seek(max(0, path.stat().st_size - len(_PNG_END)))
+            tail = file.read()
+    except OSError as error:
+        raise BadSample(name, str(path), str(error.strerror), "make the file readable") from None
+    again = "render or export this image again"
+    if len(head) < 26 or not head.startswith(_PNG):
+        raise BadSample(name, str(path), "is not a PNG image", again)
+    if tail != _PNG_END:
+        raise BadSample(name, str(path), "is a truncated PNG: its end is missing", again)
+    width, height, depth, colour = struct.unpack(">IIBB", head[16:26])
+    if width != height:
+        raise BadSample(name, str(path), f"is not square: {width} x {height} px",
+                        "crop or pad it, and move cx, cy accordingly")
+    if depth != 8 or colour not in _PNG_WITH_ALPHA:
+        raise BadSample(name, str(path), f"has no 8-bit alpha channel (bit depth {depth}, colour type {colour})",
+                        "save it as 8-bit RGBA with straight alpha: the alpha is the object's mask")
+    return width, height
+
+
+def check_view_count(samples: Iterable[Sample], expected: int) -> list[BadSample]:
+    """Samples with another number of views than `expected`."""
+    return [BadSample(sample.name, CAMERAS, f"has {len(sample.frames)} views, the others have {expected}",
+                      "every sample of a run needs the same views in the same order")
+            for sample in samples if len(sample.frames) != expected]
+
+
+def usual_view_count(samples: list[Sample]) -> int:
+    """The number of views that most samples have; the larger one of two equally frequent."""
+    counts = Counter(len(sample.frames) for sample in samples)
+    return max(counts, key=lambda views: (counts[views], views))
+
+
+def summary_of(defects: list[BadSample]) -> JobError:
+    """One error for all that was found."""
+    first = defects[0]
+    if len(defects) == 1:
+        return first
+    lines = [f"{d.sample}: {d.file}: {d.defect}\n    {d.remedy}" for d in defects[:_SHOWN]]
+    more = [f"… and {len(defects) - _SHOWN} more"] if len(defects) > _SHOWN else []
+    return JobError(f"{len(defects)} bad samples:\n  " + "\n  ".join(lines + more),
+                    "mend them, or leave them out with training.dataset.on_bad: skip")
+
+
+def rig_of(sample: Sample) -> Rig:
+    """The rig of a sample. A standard rig (mv6, orbit32) is recognised by its cameras and gets its names, so that its
+    fingerprint is the same in every phase."""
+    size = sample.frames[0].size
+    for standard in (mv6(size), orbit32(size)):
+        if len(standard.names) == len(sample.frames):
+            named = Rig(standard.names, sample.c2w(), sample.fxfycxcy(size), size, size)
+            if not named.difference(standard):
+                return standard
+    names = tuple(f"view_{index:02d}" for index in range(len(sample.frames)))
+    return Rig(names, sample.c2w(), sample.fxfycxcy(size), size, size)
+
+
+def rigs_of(samples: list[Sample]) -> dict[str, Rig]:
+    """The different rigs of a data set by fingerprint; one is the usual number."""
+    seen: dict[tuple, Rig] = {}
+    for sample in samples:
+        key = tuple((frame.w2c, tuple(value / frame.size for value in frame.fxfycxcy)) for frame in sample.frames)
+        if key not in seen:
+            seen[key] = rig_of(sample)
+    return {rig.fingerprint: rig for rig in seen.values()}
+
+
+def data_fingerprint(samples: list[Sample]) -> str:
+    """sha256 over names, cameras and image sizes in bytes, in the order of the list; where the data lies and what the
+    pixels are does not enter: reading every byte of it would take longer than most starts."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.name}\n{sample.digest}\n".encode())
+    return digest.hexdigest()
+
+
+def angles_deg(c2w: Tensor) -> Tensor:
+    """[V, V] angles in degrees between the normalised viewing directions of c2w [V, 4, 4]."""
+    forward = torch.nn.functional.normalize(c2w[:, :3, 2].double(), dim=1)
+    return torch.rad2deg(torch.arccos((forward @ forward.T).clamp(-1, 1)))

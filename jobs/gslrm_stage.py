@@ -1,0 +1,207 @@
+"""GS-LRM as a stage: its losses, its validation and what it leaves behind."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from configs.phase3 import Losses, Phase3Run
+from jobs.checkpoint import load_module
+from jobs.data.multiview import Batch, MultiView
+from jobs.heldout import Heldout
+from jobs.metrics import Metrics
+from jobs.runtime import JobError
+from jobs.stage import Stage
+from jobs.world import World, mixed_seed
+from models import losses
+from models.cameras import rays
+from models.gaussians import Gaussians, render, save_ply
+from models.gslrm import GSLRM, CheckpointMismatch, GSLRMConfig
+from models.perceptual import Lpips, PerceptualLoss, WeightsError
+
+_PIXELS_AT_ONCE = 1 << 20  # target pixels whose rendering graph is alive at a time
+PICTURE = "before_after_truth.png"
+PLY = "gaussians.ply"
+
+
+class GSLRMStage(Stage):
+    """Posed views in, 3D Gaussians out, supervised by renderings."""
+
+    name = "phase3"
+    scalars = ("mse",)
+    shown = ("loss", "psnr")
+    best_metric = "val/psnr"
+
+    def __init__(self, config: Phase3Run, train: MultiView, heldout: Heldout, metrics: Metrics, world: World,
+                 identity: dict[str, str], provenance: dict[str, str]) -> None:
+        self.source, self.identity, self.provenance = train, identity, provenance
+        self._config, self._heldout, self._metrics, self._device = config, heldout, metrics, world.device
+        self._model = build_model(config).to(world.device)
+        self._pictures = PictureLoss(config, world.device)
+        self.modules = {"gslrm": self._model}
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        return parameter.dim() >= 2 and name != "gaussian_position_embeddings"
+
+    def names(self, batch: Batch) -> list[str]:
+        return batch.names
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = batch.to(self._device)
+        training = self._config.training
+        count = training.input_views
+        images, c2w, fxfycxcy = batch.images, batch.c2w, batch.fxfycxcy
+        gaussians = self._model(images[:, :count], c2w[:, :count], fxfycxcy[:, :count])
+        first = count if training.targets == "heldout" else 0
+        with torch.autocast(self._device.type, enabled=False):
+            loss, mse = self._pictures.deferred(gaussians, images[:, first:], batch.masks[:, first:], c2w[:, first:],
+                                                fxfycxcy[:, first:], step)
+            loss = loss + self._geometry(gaussians, batch.masks[:, :count], c2w[:, :count], fxfycxcy[:, :count])
+        return loss, {"mse": mse}
+
+    def _geometry(self, gaussians: Gaussians, masks: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Tensor:
+        weights = self._config.training.losses
+        total = gaussians.means.new_zeros(())
+        if not (weights.pixelalign or weights.pointsdist):
+            return total
+        views, height, width = masks.shape[1], *masks.shape[-2:]
+        points = self._model.pixel_grid(gaussians.means, views, height, width)
+        origins, directions = rays(c2w, fxfycxcy, height, width)
+        if weights.pixelalign:
+            mask = masks if weights.masked_l2 or weights.masked_ssim else None
+            total = total + weights.pixelalign * losses.pixelalign(points, origins, directions, mask)
+        if weights.pointsdist:
+            total = total + weights.pointsdist * losses.pointsdist(points, origins)
+        return total
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        mse = torch.tensor(means["mse"], dtype=torch.float64)
+        return {"loss": means["loss"], "psnr": losses.psnr(mse).item()}
+
+    def evaluate(self, step: int, stop_asked: Callable[[], bool]) -> dict[str, float] | None:
+        found = self._heldout.evaluate(self._model, stop_asked)
+        if found is not None and self._config.wandb.mode != "off":
+            self._metrics.image(step, "val/picture", self._heldout.picture([self._model]))
+        return found
+
+    def artifacts(self, directory: Path) -> None:
+        """gaussians.ply, and the held-out views of one validation sample before training, after it, and in truth."""
+        before = build_model(self._config).to(self._device).eval()
+        self._model.eval()
+        with torch.no_grad():
+            save_ply(directory / PLY, self._heldout.example(self._model))
+            Image.fromarray(self._heldout.picture([before, self._model])).save(directory / PICTURE)
+
+
+class PictureLoss:
+    """The terms between renderings and targets, weighted as the config says."""
+
+    def __init__(self, config: Phase3Run, device: torch.device) -> None:
+        self._weights: Losses = config.training.losses
+        self._background = config.training.dataset.background
+        self._perceptual = self._lpips = None
+        weights = self._weights
+        try:
+            if weights.perceptual:
+                self._perceptual = PerceptualLoss(str(weights.perceptual_weights)).to(device)
+            if weights.lpips:
+                self._lpips = Lpips(str(weights.lpips_weights), str(weights.lpips_heads)).to(device)
+        except WeightsError as error:
+            raise JobError(f"training.losses: {error}") from None
+
+    def deferred(self, gaussians: Gaussians, images: Tensor, masks: Tensor, c2w: Tensor, fxfycxcy: Tensor,
+                 step: int) -> tuple[Tensor, Tensor]:
+        """(loss, mean squared error) of the renderings against images [B, T, 3, H, W].
+
+        The renderer's graph of one group of views is alive at a time, so memory does not grow with the target views;
+        the gradients in the Gaussians are kept and handed to the network's backward.
+        """
+        leaves = gaussians.map(lambda field: field.detach().requires_grad_())
+        batch, views, _, height, width = images.shape
+        group = max(1, _PIXELS_AT_ONCE // (batch * height * width))
+        total, squares = images.new_zeros(()), images.new_zeros(())
+        shares = self._shares(masks, group)
+        for index, start in enumerate(range(0, views, group)):
+            part = slice(start, start + group)
+            rendering = render(leaves, c2w[:, part], fxfycxcy[:, part], width, height, self._background).image
+            share = images[:, part].shape[1] / views
+            loss = self._terms(rendering, images[:, part], masks[:, part], step, share, shares[index])
+            loss.backward()
+            total += loss.detach()
+            squares += share * losses.l2(rendering.detach(), images[:, part])
+        gradients = [leaf.grad for leaf in _fields(leaves)]
+        return _WithGradients.apply(total, *_fields(gaussians), *gradients), squares
+
+    def _shares(self, masks: Tensor, group: int) -> list[tuple[float, float]]:
+        """Of each group of views, its share of all pixels inside the mask and of all outside."""
+        if not (self._weights.masked_l2 or self._weights.background) or masks.shape[1] <= group:
+            return [(1.0, 1.0)] * -(-masks.shape[1] // group)
+        parts = masks.split(group, 1)
+        inside = torch.stack([(part > 0.5).sum() for part in parts]).double()
+        outside = torch.stack([(part < 0.5).sum() for part in parts]).double()
+        return list(zip((inside / inside.sum().clamp(min=1)).tolist(), (outside / outside.sum().clamp(min=1)).tolist()))
+
+    def _terms(self, rendering: Tensor, target: Tensor, mask: Tensor, step: int, share: float,
+               mask_shares: tuple[float, float]) -> Tensor:
+        weights = self._weights
+        late = step >= weights.l2_warmup_steps
+        inside, outside = mask_shares
+        terms: list[tuple[float, Callable[[], Tensor]]] = [
+            (weights.l2 * share, partial(losses.l2, rendering, target)),
+            (weights.ssim * share, partial(losses.ssim, rendering, target)),
+            (weights.masked_l2 * inside, partial(losses.masked_l2, rendering, target, mask)),
+            (weights.masked_ssim * share, partial(losses.masked_ssim, rendering, target, mask)),
+            (weights.background * outside, partial(losses.background_l2, rendering, mask, self._background)),
+        ]
+        if self._perceptual is not None and late:
+            terms.append((weights.perceptual * share, partial(self._perceptual, rendering, target)))
+        if self._lpips is not None and late:
+            terms.append((weights.lpips * share, partial(self._lpips, rendering, target)))
+        return torch.stack([weight * term() for weight, term in terms if weight]).sum()
+
+
+def _fields(gaussians: Gaussians) -> list[Tensor]:
+    return [getattr(gaussians, field.name) for field in fields(gaussians)]
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value whose gradients in `fields` are known already: apply(value, *fields, *gradients)."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, value: Tensor, *pairs: Tensor) -> Tensor:
+        ctx.save_for_backward(*pairs[len(pairs) // 2:])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        return (None, *(gradient * upstream for gradient in gradients), *(None for _ in gradients))
+
+
+def build_model(config: Phase3Run) -> GSLRM:
+    """The network at step 0: a function of the config's seed, or of `init_from`. Raises JobError."""
+    sizes = config.model
+    torch.manual_seed(mixed_seed("weights", config.training.seed))
+    model = GSLRM(GSLRMConfig(
+        d=sizes.d, d_head=sizes.d_head, n_layer=sizes.n_layer, patch_size=sizes.patch_size,
+        scale_bias=sizes.scale_bias, scale_max=sizes.scale_max, opacity_bias=sizes.opacity_bias,
+        depth_half=sizes.depth_half, clip_xyz=sizes.clip_xyz), config.training.activation_checkpointing)
+    if config.init_from:
+        _initialise(model, Path(config.init_from))
+    return model
+
+
+def _initialise(model: GSLRM, path: Path) -> None:
+    """Weights only, strictly: a public checkpoint (.pt), or the directory of one of ours."""
+    try:
+        if path.is_dir():
+            load_module(path, "gslrm", model)
+        else:
+            model.load_upstream(path)
+    except CheckpointMismatch as error:
+        raise JobError(f"init_from: {error}", "name weights of this model, or change `model:`") from None

@@ -1,0 +1,110 @@
+"""Which samples a rank sees in which pass, and the processes that read them.
+
+There is no sampler state: pass `s` of rank `r` is a function of (seed, s, r), so a resumed run sees exactly what an
+uninterrupted one would have seen, whatever the loader processes had fetched ahead when it stopped.
+"""
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from jobs.runtime import JobError
+from jobs.world import World, mixed_seed
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Sample `index` of the data set, for pass `step`. Augmentations and view choices are functions of it."""
+
+    step: int
+    index: int
+
+
+class Source(Protocol):
+    """A data set: its length, and a collated batch for a list of draws. Raises JobError for a bad sample."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, draws: list[Draw]) -> Any: ...
+
+
+class Order:
+    """The draws of every pass: a fresh permutation per epoch, and batches that run on across epochs."""
+
+    def __init__(self, samples: int, batch_per_rank: int, world: World, seed: int) -> None:
+        self._samples, self._batch, self._seed = samples, batch_per_rank, seed
+        self._rank, self._ranks = world.rank, world.size
+        self._known: dict[int, torch.Tensor] = {}
+
+    def draws(self, step: int) -> list[Draw]:
+        first = (step * self._ranks + self._rank) * self._batch
+        return [Draw(step, self._index(position)) for position in range(first, first + self._batch)]
+
+    def epoch(self, step: int) -> float:
+        """Epochs that are done after `step` passes."""
+        return step * self._ranks * self._batch / self._samples
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, self._samples)
+        if epoch not in self._known:
+            generator = torch.Generator().manual_seed(mixed_seed("order", self._seed, epoch))
+            self._known = {epoch: torch.randperm(self._samples, generator=generator)}
+        return int(self._known[epoch][place])
+
+
+def batches(source: Source, order: Order, start: int, stop: int, workers: int, pin: bool) -> Iterator[Any]:
+    """The batches of passes `start`..`stop`-1, read by `workers` processes (0: in this one).
+
+    A bad sample comes as a JobError in place of its batch: raised in a loader process it would arrive as a traceback.
+    """
+    loader = DataLoader(
+        _Fetch(source), batch_size=None, sampler=_Plan(order, range(start, stop)), num_workers=workers, collate_fn=_as_is, pin_memory=pin,
+        worker_init_fn=partial(_become_worker, os.getpid()) if workers else None,
+    )
+    return iter(loader)
+
+
+class _Plan:
+    def __init__(self, order: Order, steps: range) -> None:
+        self._order, self._steps = order, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return map(self._order.draws, self._steps)
+
+
+class _Fetch(Dataset):
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __getitem__(self, draws: list[Draw]) -> Any:
+        try:
+            return self._source.batch(draws)
+        except JobError as error:
+            return error
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _become_worker(parent: int, _worker: int) -> None:
+    """A loader process leaves when its rank asks it to or dies, and for nobody else's TERM or INT: torchrun signals
+    whole sessions, and a rank without its loader cannot reach the step it agreed to stop at."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before prctl
+        os._exit(1)

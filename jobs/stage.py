@@ -1,0 +1,56 @@
+"""What a stage brings to the one training loop (jobs.trainer)."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from jobs.loader import Source
+
+
+class Stage:
+    """Subclass, set the attributes, and write at least `loss`, `names` and `evaluate`.
+
+    Nothing in a stage may draw from a live generator whose state lives longer than one call: the trainer seeds torch
+    before each pass and evaluation as a function of (seed, step, rank), and that is what makes a resume exact.
+    """
+
+    name: str
+    source: Source
+    modules: dict[str, nn.Module]  # all that a checkpoint holds; trained are the parameters that require a gradient
+    scalars: tuple[str, ...] = ()  # what `loss` reports besides the loss, always all of them
+    shown: tuple[str, ...] = ("loss",)  # on the line for people
+    best_metric: str | None = None  # key of `evaluate`'s answer, higher is better: that checkpoint is never pruned
+    identity: dict[str, str]  # fingerprints that a resumed checkpoint must share: name -> value
+    provenance: dict[str, str]  # where the inputs came from; a resume says what changed
+
+    def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one pass (0-d) and its `scalars`."""
+        raise NotImplementedError
+
+    def names(self, batch: Any) -> list[str]:
+        """What the samples of a batch are called, for the line about a skipped update."""
+        raise NotImplementedError
+
+    def evaluate(self, step: int, stop_asked: Callable[[], bool]) -> dict[str, float] | None:
+        """The same metrics on every rank, in eval mode and without gradients.
+
+        `stop_asked` is a collective: all ranks call it equally often. When it says True the answer is None.
+        """
+        raise NotImplementedError
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies."""
+        return parameter.dim() >= 2
+
+    def summary(self, means: dict[str, float]) -> dict[str, float]:
+        """Scalars to log, from the loss and scalars averaged over the ranks."""
+        return means
+
+    def after_update(self, applied: int) -> None:
+        """Called after each applied update, as for an EMA."""
+
+    def artifacts(self, directory: Path) -> None:
+        """What the stage is for, written by rank 0 at the end."""

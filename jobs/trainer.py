@@ -1,0 +1,340 @@
+"""The one training loop of all stages.
+
+A *step* is one attempted forward-backward pass of all ranks; `accumulation` of them make an update, which is applied,
+or skipped and counted when it is not finite or exploded. Everything the loop does is a function of the checkpoint and
+the plan: every random choice of (seed, step, rank), the learning rate of the applied updates, the order of summation
+of nothing that a process remembers (jobs.exchange). So a run that was stopped or killed and resumed continues bit for
+bit, on the CPU, with the same ranks and threads.
+
+All ranks stop at the same step: a rank that got SIGTERM says so in the next update's collective, and every rank leaves
+after that update, which is then saved.
+"""
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cluster.contract import write_atomically
+from jobs import checkpoint
+from jobs.exchange import Exchange, Totals
+from jobs.loader import Order, batches
+from jobs.metrics import Metrics, Pace, duration
+from jobs.runtime import Job, JobError, NonFinite, StopFlag
+from jobs.schedule import Plan
+from jobs.stage import Stage
+from jobs.world import World, mixed_seed
+
+REPORT = "report.json"  # in artifacts/: the run went to its end
+_SAY_EVERY_S = 2.0
+
+
+@dataclass
+class Progress:
+    """Where a run is; stored in the checkpoint."""
+
+    step: int = 0  # attempted passes
+    applied: int = 0  # updates
+    skipped: int = 0  # updates
+    skipped_in_a_row: int = 0
+
+
+class Trainer:
+    """Trains `stage` by `plan`; `run()` once."""
+
+    def __init__(self, stage: Stage, plan: Plan, world: World, job: Job, metrics: Metrics, stop: StopFlag) -> None:
+        self.stage, self.plan, self.world, self.job, self.metrics = stage, plan, world, job, metrics
+        self.progress = Progress()
+        self._stop = stop
+        self._order = Order(len(stage.source), plan.batch_per_rank, world, plan.seed)
+        self._named = {f"{module}.{name}": parameter for module, owner in stage.modules.items()
+                       for name, parameter in owner.named_parameters() if parameter.requires_grad}
+        self._optimizer = self._make_optimizer()
+        self._exchange = Exchange(list(self._named.values()), plan.accumulation, 1 + len(stage.scalars), world)
+        self._writer = checkpoint.Writer(job, plan.keep_last, self._on_saved) if world.is_main else None
+        self._pace = Pace(plan.total)
+        self._said = -math.inf
+        self._saved_step = -1
+        self._evaluation: dict[str, float] = {}
+
+    def run(self) -> bool:
+        """Train to the end, or to the agreed stop. Returns whether the end was reached.
+
+        Raises AgreedError (a checkpoint that does not fit, bad samples, too many skipped updates in a row) and
+        WriteFailed.
+        """
+        resumed = self._begin()
+        if not self._agreed_stop() and (resumed or self._evaluate()) and self._train() and self._finish():
+            return True
+        self._end_early()
+        return False
+
+    # --- begin and end ------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> bool:
+        """Load the checkpoint, or spread rank 0's fresh weights. Returns whether it was a checkpoint."""
+        if self.job.resume is None:
+            for tensor in self._tensors()["model"].values():
+                self.world.from_main(tensor)
+        else:
+            self._resume(self.job.resume)
+        self.metrics.write(self.progress.step, "resumed", applied=self.progress.applied)
+        return self.job.resume is not None
+
+    def _resume(self, path: Path) -> None:
+        state = self.world.on_main(lambda: self._read_state(path))
+        checkpoint.load_tensors(path, self._tensors(), self.world)
+        self.progress = Progress(**state["progress"])
+        self.metrics.say(f"resumed from {path} at step {self.progress.step}")
+        here = self._surroundings()
+        changed = [f"{key} {state['surroundings'].get(key)} -> {value}" for key, value in here.items()
+                   if state["surroundings"].get(key) != value]
+        if changed:
+            self.metrics.say(f"note: not bit-exact with the run before: {', '.join(changed)}")
+
+    def _read_state(self, path: Path) -> dict[str, Any]:
+        state = checkpoint.read_state(path)
+        for key, value in self.stage.identity.items():
+            there = state["identity"].get(key)
+            if there != value:
+                raise JobError(f"{path}: its {key} is {there}, this run's is {value}",
+                               "what it learned does not carry over; train with the same one, or start anew")
+        step = state["progress"]["step"]
+        if step >= self.plan.total and not self._only_end_is_missing(path, step):
+            raise JobError(f"{path} is at step {step} already and the run ends at step {self.plan.total}: "
+                           "there is nothing left to train", "raise training.max_steps, or start without --resume")
+        return state
+
+    def _only_end_is_missing(self, path: Path, step: int) -> bool:
+        """Whether this very run trained to its end and was killed during the last evaluation or the artifacts."""
+        if path.parent != self.job.checkpoints or step != self.plan.total:
+            return False
+        try:
+            return json.loads((self.job.run.artifacts / REPORT).read_bytes())["step"] < step
+        except FileNotFoundError:
+            return True
+
+    def _finish(self) -> bool:
+        """The last checkpoint, evaluation, artifacts and report. False when asked to stop before they were complete."""
+        self._save()
+        if not self._evaluate():
+            return False
+        if self._writer:
+            self.job.run.artifacts.mkdir(parents=True, exist_ok=True)
+            self.stage.artifacts(self.job.run.artifacts)
+            self._writer.wait()
+            self._report()
+        self.world.barrier()
+        return True
+
+    def _report(self) -> None:
+        progress, plan = self.progress, self.plan
+        lr = plan.lr_of(max(0, progress.applied - 1))
+        report = {**asdict(progress), "total": plan.total, "updates": plan.updates, "lr_end": lr,
+                  "identity": self.stage.identity, "provenance": self.stage.provenance, "metrics": self._evaluation}
+        write_atomically(self.job.run.artifacts / REPORT, json.dumps(report, indent=1).encode())
+        self.metrics.say(f"done: {plan.total} steps, {progress.applied} of {plan.updates} updates applied, "
+                         f"lr ended at {lr:.3g}; artifacts in {self.job.run.artifacts}")
+
+    def _end_early(self) -> None:
+        self._save()
+        if self._writer:
+            self._writer.wait()
+        self.metrics.write(self.progress.step, "stopped")
+        self.metrics.say(f"stopped at step {self.progress.step} of {self.plan.total} as asked; a checkpoint is saved")
+        self.world.barrier()
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def _train(self) -> bool:
+        """Until the last step; False when the ranks agreed to stop before it."""
+        plan, stop = self.plan, False
+        source = batches(self.stage.source, self._order, self.progress.step, plan.total, plan.loader_workers,
+                         pin=self.world.device.type == "cuda")
+        while self.progress.step < plan.total and not stop:
+            before = self.progress.step
+            stop = self._update(source)
+            now = self.progress.step
+            if self._writer:
+                self._writer.poll()
+            if now == plan.total:
+                return True
+            if not stop and plan.due(plan.checkpoint_every, before, now):
+                self._save()
+            if not stop and plan.due(plan.evaluate_every, before, now):
+                stop = not self._evaluate()
+        return not stop
+
+    def _update(self, source: Iterator[Any]) -> bool:
+        """The passes of one update. Returns whether the ranks agreed to stop."""
+        began = time.monotonic()
+        first = self.progress.step
+        passes = min(self.plan.accumulation, self.plan.total - first)
+        self._exchange.clear()
+        names: list[str] = []
+        error: JobError | None = None
+        for row in range(passes):
+            batch = next(source)
+            if isinstance(batch, JobError):
+                error = batch
+                break
+            names += self.stage.names(batch)
+            self._exchange.put(row, self._pass(batch, first + row))
+        totals = self._exchange.total(self._stop.asked, error is not None)
+        if totals.failed:
+            self.world.agree(error)
+        self.progress.step += passes
+        problem = self._apply(totals) if passes == self.plan.accumulation else None
+        self._pace.add(passes, time.monotonic() - began)
+        self._log(first, passes, totals)
+        if problem:
+            self._log_skip(problem, names)
+        return totals.stop
+
+    def _pass(self, batch: Any, step: int) -> list[torch.Tensor]:
+        torch.manual_seed(mixed_seed("pass", self.plan.seed, step, self.world.rank))
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.plan.precision == "bf16"):
+            loss, scalars = self.stage.loss(batch, step)
+        loss.backward()
+        return [loss, *(scalars[name] for name in self.stage.scalars)]
+
+    def _apply(self, totals: Totals) -> str | None:
+        """Take the step of the optimizer, or say why not."""
+        plan, progress = self.plan, self.progress
+        limit = plan.grad_clip * plan.allowed_gradnorm_factor
+        losses = [row[0] for row in totals.rows]
+        if not math.isfinite(totals.norm) or not all(map(math.isfinite, losses)):
+            problem = f"loss {losses[-1]} and gradient norm {totals.norm} are not both finite"
+        elif totals.norm > limit:
+            problem = f"gradient norm {totals.norm:.3g} > {limit:.3g} (grad_clip x allowed_gradnorm_factor)"
+        else:
+            self._exchange.clip(totals.norm, plan.grad_clip)
+            for group in self._optimizer.param_groups:
+                group["lr"] = plan.lr_of(progress.applied)
+            self._optimizer.step()
+            progress.applied += 1
+            progress.skipped_in_a_row = 0
+            self.stage.after_update(progress.applied)
+            return None
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        return problem
+
+    def _log_skip(self, problem: str, names: list[str]) -> None:
+        """Name the samples; end the run when it is stuck."""
+        progress = self.progress
+        everyone = ", ".join(name for part in self.world.gather(names) for name in part)
+        self.metrics.write(progress.step, "skipped", reason=problem, samples_named=everyone)
+        self.metrics.say(f"step {progress.step}: update skipped ({progress.skipped_in_a_row} in a row): {problem}; "
+                         f"samples {everyone}")
+        if progress.skipped_in_a_row >= self.plan.max_consecutive_skips:
+            self.world.agree(NonFinite(
+                f"{progress.skipped_in_a_row} updates in a row were skipped, the last at step {progress.step}: "
+                f"{problem}; samples {everyone}",
+                "the weights are those of the last applied update; look at the samples, lower "
+                "training.optimizer.lr, or start from an earlier checkpoint"))
+
+    def _log(self, first: int, passes: int, totals: Totals) -> None:
+        plan, progress = self.plan, self.progress
+        last = first + passes
+        for row, step in enumerate(range(first + 1, last + 1)):
+            if step % plan.log_every and step != plan.total:
+                continue
+            means = dict(zip(("loss", *self.stage.scalars), totals.rows[row]))
+            line = self.stage.summary(means) | {
+                "lr": plan.lr_of(max(0, progress.applied - 1)), "applied": progress.applied,
+                "epoch": self._order.epoch(step), "samples": step * self.world.size * plan.batch_per_rank}
+            if step == last:
+                line |= {"grad_norm": totals.norm, **self._pace.values(step)}
+            self.metrics.write(step, **line)
+            self._say(step, line)
+
+    def _say(self, step: int, line: dict[str, float]) -> None:
+        now = time.monotonic()
+        if "it_s" not in line or now - self._said < _SAY_EVERY_S and step not in (1, self.plan.total):
+            return
+        self._said = now
+        shown = "  ".join(f"{name} {line[name]:.4g}" for name in self.stage.shown if name in line)
+        self.metrics.say(f"step {step}/{self.plan.total}  {shown}  lr {line['lr']:.2e}  {line['it_s']:.3g} it/s  "
+                         f"eta {duration(line['eta_s'])}")
+
+    # --- evaluation, checkpoints ----------------------------------------------------------------------------------------
+
+    def _evaluate(self) -> bool:
+        """False when the ranks agreed to stop meanwhile."""
+        step = self.progress.step
+        torch.manual_seed(mixed_seed("evaluate", self.plan.seed, step))
+        for module in self.stage.modules.values():
+            module.eval()
+        began = time.monotonic()
+        with torch.no_grad():
+            found = self.stage.evaluate(step, self._agreed_stop)
+        for module in self.stage.modules.values():
+            module.train()
+        if found is None:
+            return False
+        self._evaluation = found
+        self.metrics.write(step, "eval", applied=self.progress.applied, **found)
+        self.metrics.say(f"evaluation at step {step} ({duration(time.monotonic() - began)}): "
+                         + "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+        best = found.get(self.stage.best_metric or "", math.nan)
+        if self._writer and step == self._saved_step and math.isfinite(best):
+            self._writer.mark_best(step, str(self.stage.best_metric), best)
+        return True
+
+    def _save(self) -> None:
+        if self._saved_step == self.progress.step:
+            return
+        self._saved_step = self.progress.step
+        if self._writer:
+            state = {"progress": asdict(self.progress), "surroundings": self._surroundings(),
+                     "identity": self.stage.identity, "provenance": self.stage.provenance,
+                     "plan": asdict(self.plan)}
+            self._writer.start(self.progress.step, self._tensors(), state)
+
+    def _on_saved(self, saved: checkpoint.Saved) -> None:
+        self.metrics.write(saved.step, "checkpoint", save_s=round(saved.seconds, 3), path=str(saved.path))
+        self.metrics.say(f"checkpoint {saved.path.name} ({saved.seconds:.2g} s)")
+
+    def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """All that a checkpoint holds, live: {"model": …, "optimizer": …}."""
+        model = {f"{module}.{name}": tensor for module, owner in self.stage.modules.items()
+                 for name, tensor in owner.state_dict().items()}
+        moments = {f"{name}.{key}": value for name, parameter in self._named.items()
+                   for key, value in self._optimizer.state[parameter].items()}
+        return {"model": model, "optimizer": moments}
+
+    def _surroundings(self) -> dict[str, Any]:
+        """What a resume must share to be bit-exact."""
+        plan = self.plan
+        return {"ranks": self.world.size, "threads": torch.get_num_threads(), "device": self.world.device.type,
+                "batch per rank": plan.batch_per_rank, "accumulation": plan.accumulation, "seed": plan.seed,
+                "precision": plan.precision, "torch": torch.__version__, **self.stage.provenance}
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        """AdamW with its state made now, so that a checkpoint always has the same tensors."""
+        decays = {name: self.stage.decays(name.split(".", 1)[1], parameter) for name, parameter in self._named.items()}
+        groups = [{"params": [p for name, p in self._named.items() if decays[name] is decayed],
+                   "weight_decay": self.plan.weight_decay if decayed else 0.0} for decayed in (True, False)]
+        groups = [group for group in groups if group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=self.plan.lr, betas=self.plan.betas, fused=True)
+        for parameter in self._named.values():
+            optimizer.state[parameter] = _fresh_moments(parameter)
+        return optimizer
+
+    def _agreed_stop(self) -> bool:
+        return self.world.any(self._stop.asked)
+
+
+def _fresh_moments(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    return {"step": torch.zeros((), device=parameter.device), "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter)}
+
+
