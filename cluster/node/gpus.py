@@ -1,0 +1,79 @@
+"""The GPUs of this host, as nvidia-smi tells them, and which of them a job gets."""
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import NodeFailure, Unusable
+
+NVIDIA_SMI_S = 20.0  # the first question after boot loads the driver
+_QUERY = "--query-gpu=index,uuid,name,memory.total,memory.used,driver_version"
+_SAME_MB = 512  # GPUs whose used memory differs by less are equally free
+
+
+@dataclass(frozen=True)
+class Gpu:
+    index: int
+    uuid: str
+    name: str
+    memory_mb: int
+    used_mb: int
+    driver: str
+
+
+def has_driver() -> bool:
+    """Whether this host may have NVIDIA GPUs at all; costs no process."""
+    return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
+
+
+def list_gpus(timeout_s: float = NVIDIA_SMI_S) -> list[Gpu]:
+    """Every GPU by index; none when there is no nvidia-smi. Raises NodeFailure when it hangs or fails."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    try:
+        done = subprocess.run([program, _QUERY, "--format=csv,noheader,nounits"], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise NodeFailure(f"nvidia-smi did not answer in {timeout_s:g} s", hint="its driver may hang") from None
+    except OSError as error:
+        raise NodeFailure(f"{program}: {error.strerror}") from None
+    if "No devices were found" in done.stdout:
+        return []
+    if done.returncode != 0:
+        raise NodeFailure(f"nvidia-smi failed: {(done.stderr or done.stdout).strip()[:300]}")
+    return sorted((_parse(line) for line in done.stdout.splitlines() if line.strip()), key=lambda gpu: gpu.index)
+
+
+def choose(gpus: Sequence[Gpu], wanted: int, allowed: Sequence[int] | None) -> tuple[Gpu, ...]:
+    """Which GPUs a job gets: the ones with the least memory in use, lowest index first.
+
+    Claims of other jobs and other people's processes will be looked at here. Raises Unusable when there are too few.
+    """
+    usable = [gpu for gpu in gpus if allowed is None or gpu.index in allowed]
+    if len(usable) < wanted:
+        of = "" if allowed is None else f" (of the indices {sorted(allowed)} that cluster.yaml allows)"
+        raise Unusable(f"the job asks for {wanted} GPU{'s' * (wanted > 1)}, this node has {len(usable)}{of}",
+                       hint="choose another node, or fewer GPUs with --gpus")
+    by_use = sorted(usable, key=lambda gpu: (gpu.used_mb // _SAME_MB, gpu.index))
+    return tuple(sorted(by_use[:wanted], key=lambda gpu: gpu.index))
+
+
+def used_mb(uuids: Sequence[str]) -> int:
+    """Memory in use on these GPUs together, whoever uses it. Raises NodeFailure."""
+    return sum(gpu.used_mb for gpu in list_gpus() if gpu.uuid in uuids)
+
+
+def _parse(line: str) -> Gpu:
+    try:
+        index, uuid, name, total, used, driver = (field.strip() for field in line.rsplit(",", 5))
+        return Gpu(int(index), uuid, name, _megabytes(total), _megabytes(used), driver)
+    except ValueError:
+        raise NodeFailure(f"nvidia-smi said something unexpected: {line.strip()!r}") from None
+
+
+def _megabytes(field: str) -> int:
+    return int(float(field)) if field.replace(".", "").isdigit() else 0  # "[N/A]" where memory is shared with the CPU

@@ -1,0 +1,96 @@
+"""What must be known before an attempt's processes are started. Slow, so it runs aside of the supervisor."""
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.contract import AttemptDir, RunDir
+from cluster.errors import ClusterError, Unusable
+from cluster.node import control, environment, gpus, resume, torchrun
+from cluster.spec import JobSpec
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """`problem` is the reason for a person why the job cannot be started; then the command line is empty."""
+
+    problem: str | None = None
+    command: tuple[str, ...] = ()
+    program: tuple[str, ...] = ()  # what a person would have typed
+    cwd: str = "/"
+    env: dict[str, str] | None = None
+    python: str | None = None
+    gpus: tuple[str, ...] = ()  # UUIDs
+    driver: str | None = None
+    resume: str | None = None
+    resume_step: int | None = None
+    found: tuple[str, ...] = ()  # checkpoints that count at the start
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Prepared:
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
+
+
+def prepare(run_dir: str, number: int, spec: JobSpec, code_digest: str | None = None) -> dict[str, Any]:
+    """Everything attempt `number` needs, as JSON; see Prepared. `code_digest` replaces the job's code first."""
+    run = RunDir(Path(run_dir))
+    found = tuple(path.name for path in resume.counting_checkpoints(run, number))
+    try:
+        control.install_code(run, code_digest)
+        return asdict(_prepare(run, run.attempt(number), spec, found))
+    except ClusterError as error:
+        return asdict(Prepared(problem=str(error), found=found))
+
+
+def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, ...]) -> Prepared:
+    _check_expressions(spec)
+    cwd = _directory(spec, run)
+    base = environment.activate(spec.python, environment.clean(os.environ))
+    python = environment.python_of(spec.python, base)
+    chosen, has_gpus = _gpus(spec)
+    uuids = tuple(gpu.uuid for gpu in chosen)
+    start = resume.choose(run, attempt.number, spec, cwd, base)
+    secrets, missing = environment.read_secrets(run.path.parent.parent, spec.secrets)
+    env = environment.job_environment(spec, run, attempt, base, start.path, uuids, has_gpus) | secrets
+    argv = torchrun.program(spec, python, attempt.config, start.args)
+    _executable(argv[0], cwd, env)
+    command = torchrun.command_line(spec, attempt, cwd, python, argv)
+    return Prepared(None, tuple(command), tuple(argv), cwd, env, python, uuids, chosen[0].driver if chosen else None,
+                    start.path, start.step, found, (*start.notes, *missing))
+
+
+def _directory(spec: JobSpec, run: RunDir) -> str:
+    """Where the job runs: `--cwd`, else the snapshot, else (a command without any code) the run directory."""
+    if spec.cwd is None:
+        return str(run.code if run.code.is_dir() else run.path)
+    path = Path(spec.cwd).expanduser()
+    if not path.is_dir():
+        raise Unusable(f"--cwd {spec.cwd}: no such directory on this node")
+    return str(path)
+
+
+def _gpus(spec: JobSpec) -> tuple[tuple[gpus.Gpu, ...], bool]:
+    if spec.gpus == 0:
+        return (), gpus.has_driver()
+    return gpus.choose(gpus.list_gpus(), spec.gpus, spec.gpu_choice), True
+
+
+def _executable(name: str, cwd: str, env: dict[str, str]) -> None:
+    """Raises Unusable when there is no such program, before anything was started."""
+    where = os.path.join(cwd, name) if "/" in name else name
+    if shutil.which(where, path=env.get("PATH", os.defpath)) is None:
+        hint = f"PATH is {env.get('PATH', os.defpath)}" if "/" not in name else f"looked in {cwd}"
+        raise Unusable(f"command not found or not executable: {name}", hint=hint)
+
+
+def _check_expressions(spec: JobSpec) -> None:
+    for name, text in spec.progress.items():
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise Unusable(f"progress: {name}: not a regular expression: {text!r} ({error})") from None

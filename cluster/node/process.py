@@ -1,0 +1,224 @@
+"""Processes of this host: who they are, which of them belong to a job, and how they are ended for certain.
+
+A process is its pid and its start time, never the pid alone. Linux only: everything is read from /proc.
+"""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.contract import ENV_TOKEN, AttemptDir, RunDir
+from cluster.states import Heard
+
+SWEEP_S = 2.0  # how long processes may take to be gone after SIGKILL before they count as survivors
+_SWEEP_STEP_S = 0.02
+_NEWBORN_S = 10.0  # an attempt without a heartbeat is taken for one that is just being started for this long
+_PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
+_GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
+
+
+@dataclass(frozen=True)
+class Proc:
+    """One line of the process table. `started` is field 22 of /proc/PID/stat: clock ticks after boot."""
+
+    pid: int
+    started: int
+    parent: int
+    state: str
+    rss_mb: float
+    name: str
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        return self.pid, self.started
+
+
+def agent_command(*args: str) -> list[str]:
+    """The command line that runs this agent with `args`: from the directory or zip it was carried in, else as the
+    installed module.
+
+    `-I`: a job's PYTHONPATH and current directory must not decide which modules the agent loads.
+    """
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    carried = os.path.isfile(root) or os.path.isfile(os.path.join(root, "__main__.py"))
+    return [sys.executable, "-I", *([root] if carried else ["-m", "cluster.node"]), *args]
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def hostname() -> str:
+    return os.uname().nodename
+
+
+def read_process(pid: int) -> Proc | None:
+    """None: there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            raw = file.read()
+    except _GONE:
+        return None
+    head, _, tail = raw.rpartition(b")")  # the name may contain anything, parentheses too
+    fields = tail.split()
+    return Proc(pid, int(fields[19]), int(fields[1]), fields[0].decode(), int(fields[21]) * _PAGE_MB,
+                head.partition(b"(")[2].decode(errors="replace"))
+
+
+def start_time(pid: int) -> int | None:
+    """Clock ticks after boot, or None when the process is gone (a zombie is gone)."""
+    found = read_process(pid)
+    return found.started if found and found.state not in "ZX" else None
+
+
+def alive(pid: int, started: int) -> bool:
+    return start_time(pid) == started
+
+
+def process_table() -> dict[int, Proc]:
+    """Every process that is not a zombie."""
+    found = (read_process(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return {one.pid: one for one in found if one and one.state not in "ZX"}
+
+
+def environment_of(pid: int) -> dict[bytes, bytes]:
+    """What the process was started with; empty when it may not be read, is gone, or was overwritten."""
+    try:
+        raw = Path(f"/proc/{pid}/environ").read_bytes()
+    except (*_GONE, OSError):
+        return {}
+    pairs = (entry.partition(b"=") for entry in raw.split(b"\0"))
+    return {name: value for name, found, value in pairs if found}
+
+
+def command_of(pid: int) -> list[str]:
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (*_GONE, OSError):
+        return []
+    return [os.fsdecode(word) for word in raw.rstrip(b"\0").split(b"\0")]
+
+
+def members(root_pid: int | None, token: str, spare: Collection[int] = ()) -> list[Proc]:
+    """The processes of a job: descendants of its supervisor `root_pid` (a child subreaper, so double-forked and setsid
+    ones are among them) and processes of this user that were started with its LAUNCH_TOKEN.
+
+    Not among them: the supervisor itself, zombies, this process, the trees of `spare`, and the trees of other jobs'
+    supervisors that were started from inside the job.
+    """
+    table = process_table()
+    children = _children(table)
+    holders = [one for one in table.values() if _holds(one.pid, token)]
+    own = {one.pid: one for one in (*_below(root_pid, children), *holders)} if root_pid else {p.pid: p for p in holders}
+    for holder in holders:
+        own |= {one.pid: one for one in _below(holder.pid, children)}
+    barred = {os.getpid(), root_pid, *spare} | {pid for pid in own if is_other_supervisor(own[pid])}
+    for pid in list(barred):
+        if pid not in (root_pid, os.getpid()):
+            barred |= {one.pid for one in _below(pid, children)}
+    return [one for pid, one in own.items() if pid not in barred]
+
+
+def descendants(root_pid: int, spare: Collection[int] = ()) -> list[Proc]:
+    """Cheaper than `members`: without a look at environments."""
+    children = _children(process_table())
+    barred = {one.pid for pid in spare for one in _below(pid, children)} | set(spare)
+    return [one for one in _below(root_pid, children) if one.pid not in barred]
+
+
+def _children(table: dict[int, Proc]) -> dict[int, list[Proc]]:
+    children: dict[int, list[Proc]] = {}
+    for one in table.values():
+        children.setdefault(one.parent, []).append(one)
+    return children
+
+
+def _below(pid: int | None, children: dict[int, list[Proc]]) -> Iterator[Proc]:
+    waiting = list(children.get(pid, ())) if pid else []
+    while waiting:
+        one = waiting.pop()
+        yield one
+        waiting += children.get(one.pid, ())
+
+
+def _holds(pid: int, token: str) -> bool:
+    return environment_of(pid).get(ENV_TOKEN.encode()) == token.encode()
+
+
+def is_other_supervisor(process: Proc) -> bool:
+    """Whether this is the living supervisor of a job: its command line says so and that job's heartbeat agrees.
+
+    One that is so young that its job has no heartbeat yet is believed.
+    """
+    words = command_of(process.pid)
+    if "supervise" not in words[:-1]:
+        return False
+    attempts = RunDir(Path(words[words.index("supervise") + 1])).attempts()
+    beat = read_heartbeat(attempts[-1]) if attempts else None
+    return beat is None or (beat.get("pid"), beat.get("pid_started")) == process.identity
+
+
+def read_heartbeat(attempt: AttemptDir) -> dict | None:
+    try:
+        beat = json.loads(attempt.heartbeat.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return beat if isinstance(beat, dict) else None
+
+
+def heard(attempt: AttemptDir) -> Heard | None:
+    """Whether the supervisor of `attempt` lives; None when its heartbeat names another host, so nobody here can say."""
+    beat = read_heartbeat(attempt)
+    if beat is None:
+        born = attempt.path.stat().st_mtime
+        return Heard(alive=time.time() - born < _NEWBORN_S, last=born)
+    if beat.get("hostname") != hostname():
+        return None
+    if beat.get("boot_id") != boot_id():
+        return Heard(alive=False, last=beat["t"], rebooted=True)
+    return Heard(alive=alive(beat["pid"], beat["pid_started"]), last=beat["t"])
+
+
+@contextmanager
+def _handle(pid: int, started: int) -> Iterator[int | None]:
+    """A pidfd of exactly that process, or None when it is gone."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor if start_time(pid) == started else None
+    finally:
+        os.close(descriptor)
+
+
+def send(identity: tuple[int, int], number: signal.Signals) -> bool:
+    """Signal exactly the process with this pid and start time; False when it is gone or not ours."""
+    with _handle(*identity) as descriptor:
+        if descriptor is None:
+            return False
+        try:
+            signal.pidfd_send_signal(descriptor, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+    return True
+
+
+def sweep(root_pid: int | None, token: str, spare: Collection[int] = (), timeout_s: float = SWEEP_S) -> list[Proc]:
+    """SIGKILL everything that belongs to the job until nothing is left. -> what is left when the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while left := members(root_pid, token, spare):
+        if time.monotonic() > deadline:
+            return left
+        for one in left:
+            send(one.identity, signal.SIGKILL)
+        time.sleep(_SWEEP_STEP_S)
+    return []

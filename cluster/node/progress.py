@@ -1,0 +1,128 @@
+"""How far a job is: from its metrics, or from its output by the regular expressions of its stage file."""
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from dataclasses import dataclass
+
+from cluster.contract import AttemptDir
+from cluster.node.tail import Tail
+
+_MEMORY_S = 30.0  # the speed is an average that forgets with this time constant
+_OUTPUT_BLOCK = 1 << 16
+_LINE_MAX = 4096  # a regular expression never sees more of a line
+
+
+@dataclass
+class Progress:
+    """What is known so far; None: not said yet."""
+
+    step: int | None = None
+    total: int | None = None
+    applied: int | None = None
+    loss: float | str | None = None
+    it_s: float | None = None
+    save_s: float | None = None  # the longest of the last measured saves
+    resumed: int | None = None  # step of the `resumed` line
+    stopped: int | None = None  # step of the `stopped` line
+    checkpoint: int | None = None  # step of the newest `checkpoint` line
+
+    @property
+    def eta_s(self) -> float | None:
+        if self.it_s is None or self.total is None or self.step is None or self.it_s <= 0:
+            return None
+        return max(0.0, (self.total - self.step) / self.it_s)
+
+    @property
+    def complete(self) -> bool:
+        return self.total is not None and self.step == self.total
+
+
+class Watch:
+    """Follows one attempt. `update` is cheap and bounded; `drain` reads what is left at the end."""
+
+    def __init__(self, attempt: AttemptDir, expressions: dict[str, str]) -> None:
+        self.now = Progress()
+        self._metrics = Tail(attempt.metrics)
+        self._output = Tail(attempt.rank_log(0), b"\n\r", _OUTPUT_BLOCK) if expressions else None
+        self._expressions = {name: re.compile(text) for name, text in expressions.items()}
+        self._speed_at: tuple[float, int] | None = None  # time and step of the last estimate
+
+    def update(self) -> bool:
+        """Take in one block of what is new; True when there was something."""
+        lines = self._metrics.lines()
+        for line in lines:
+            self._take_metrics(line)
+        output = self._output.lines(skip_to_end=True) if self._output else []
+        for line in output:
+            self._take_output(line[:_LINE_MAX].decode(errors="replace"))
+        return bool(lines or output)
+
+    def drain(self) -> None:
+        while self.update():
+            pass
+
+    def _take_metrics(self, line: bytes) -> None:
+        try:
+            values = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(values, dict) or not isinstance(step := values.get("step"), int):
+            return
+        self._event(values.get("event"), step, values)
+        self._at(step, values.get("t"), resumed=values.get("event") == "resumed")
+        self.now.total = _int(values.get("total"), self.now.total)
+        self.now.applied = _int(values.get("applied"), self.now.applied)
+        if "loss" in values:
+            loss = values["loss"]
+            self.now.loss = str(loss) if isinstance(loss, float) and not math.isfinite(loss) else loss
+
+    def _event(self, event: str | None, step: int, values: dict) -> None:
+        if event == "resumed":
+            self.now.resumed = step
+        elif event == "stopped":
+            self.now.stopped = step
+        elif event == "checkpoint":
+            self.now.checkpoint = step
+            if isinstance(save_s := values.get("save_s"), int | float) and math.isfinite(save_s):
+                self.now.save_s = float(save_s)
+
+    def _take_output(self, line: str) -> None:
+        for name, expression in self._expressions.items():
+            if (match := expression.search(line)) and match.groups():
+                self._take_word(name, match[1] or "")
+
+    def _take_word(self, name: str, word: str) -> None:
+        try:
+            value = float(word.replace(",", ""))
+        except ValueError:
+            return
+        if name == "loss":
+            self.now.loss = value if math.isfinite(value) else word
+        elif not math.isfinite(value):
+            return
+        elif name == "step":
+            self._at(int(value), None)
+        elif name == "total":
+            self.now.total = int(value)
+
+    def _at(self, step: int, said: object, resumed: bool = False) -> None:
+        """A step was reached. The speed counts from the second one on: the first holds the start-up."""
+        t = float(said) if isinstance(said, int | float) else time.time()
+        self.now.step = step
+        if self._speed_at is None or resumed or step < self._speed_at[1]:
+            self._speed_at = None if resumed else (t, step)
+            return
+        elapsed, steps = t - self._speed_at[0], step - self._speed_at[1]
+        if elapsed <= 0 or steps <= 0:
+            return
+        speed = steps / elapsed
+        keep = math.exp(-elapsed / _MEMORY_S)
+        self.now.it_s = speed if self.now.it_s is None else keep * self.now.it_s + (1 - keep) * speed
+        self._speed_at = (t, step)
+
+
+def _int(value: object, default: int | None) -> int | None:
+    return value if isinstance(value, int) else default
