@@ -2,7 +2,7 @@
 
 A camera is `c2w` [4, 4] (columns right, down, forward, centre) and `fxfycxcy` [4] in pixels of its image,
 pixel (column i, row j) having its centre at (i + .5, j + .5). A `Rig` is an ordered set of them with names
-and a fingerprint: data sets, checkpoints and generated samples carry the fingerprint of the rig they belong to.
+and a fingerprint, which data sets, checkpoints and generated samples of that rig carry.
 """
 from __future__ import annotations
 
@@ -186,8 +186,8 @@ def _rotation_defects(w2c: Tensor) -> list[str]:
     off_unit = (rotation @ rotation.T - torch.eye(3, dtype=w2c.dtype)).abs().max().item()
     determinant = torch.linalg.det(rotation).item()
     if off_unit > ROTATION_TOLERANCE or w2c[3].tolist() != [0, 0, 0, 1]:
-        return [f"not-rigid: det(R) = {determinant:.4f}, R R^T is off the identity by {off_unit:.2g}, last row "
-                f"{w2c[3].tolist()}; w2c must be a rotation and a translation"]
+        return [f"not-rigid: det(R) = {determinant:.4f}, R R^T is off the identity by {off_unit:.2g}, last "
+                f"row {w2c[3].tolist()}; w2c must be a rotation and a translation"]
     if determinant < 0:
         return ["mirrored: det(R) = -1, not +1; one axis is flipped (OpenCV: x right, y down, z forward)"]
     return []
@@ -196,9 +196,10 @@ def _rotation_defects(w2c: Tensor) -> list[str]:
 def _aim_defects(origin: Tensor, fx: float, fy: float, cx: float, cy: float, w: int, h: int) -> list[str]:
     x, y, z = origin.tolist()  # the world origin, where the object is, in camera axes
     if z <= 0:
-        return [f"behind-camera: the object (world origin) is at depth {z:.3f}; w2c may be a c2w, or z backward"]
+        return [f"behind-camera: the object (world origin) is at depth {z:.3f}; w2c may be a c2w, or its z "
+                "may point backward"]
     column, row = fx * x / z + cx, fy * y / z + cy
     if not (0 <= column <= w and 0 <= row <= h):
-        return [f"misses-object: the object (world origin) projects to pixel ({column:.1f}, {row:.1f}), outside "
-                f"the {w} x {h} image"]
+        return [f"misses-object: the object (world origin) projects to pixel ({column:.1f}, {row:.1f}), "
+                f"outside the {w} x {h} image"]
     return []

@@ -82,8 +82,8 @@ def render(gaussians: Gaussians, c2w: Tensor, fxfycxcy: Tensor, width: int, heig
     """
     batch, views = c2w.shape[:2]
     if len(gaussians.means) != batch or fxfycxcy.shape != (batch, views, 4):
-        raise ValueError(f"cannot render {len(gaussians.means)} scenes with c2w {list(c2w.shape)} and fxfycxcy "
-                         f"{list(fxfycxcy.shape)}: c2w must be [B, V, 4, 4] and fxfycxcy [B, V, 4], same B")
+        raise ValueError(f"cannot render {len(gaussians.means)} scenes with c2w {list(c2w.shape)} and "
+                         f"fxfycxcy {list(fxfycxcy.shape)}: c2w must be [B, V, 4, 4] and fxfycxcy [B, V, 4]")
     if backend == "auto":
         backend = "gsplat" if gaussians.means.is_cuda else "torch"
     draw = _render_gsplat if backend == "gsplat" else _render_torch
@@ -106,8 +106,8 @@ def _render_torch(gaussians: Gaussians, c2w: Tensor, fxfycxcy: Tensor, width: in
 def _render_gsplat(gaussians: Gaussians, c2w: Tensor, fxfycxcy: Tensor, width: int,
                    height: int) -> tuple[Tensor, Tensor]:
     if not gaussians.means.is_cuda:
-        raise RenderError("gsplat renders CUDA tensors only, and these are on the CPU: move the Gaussians and "
-                          "cameras to a GPU, or use backend='torch'")
+        raise RenderError("gsplat renders CUDA tensors only, and these are on the CPU: move the Gaussians "
+                          "and cameras to a GPU, or use backend='torch'")
     gsplat = load_gsplat()
     pinhole = torch.zeros(*fxfycxcy.shape[:-1], 3, 3, dtype=fxfycxcy.dtype, device=fxfycxcy.device)
     pinhole[..., [0, 1, 0, 1], [0, 1, 2, 2]] = fxfycxcy
@@ -120,14 +120,15 @@ def _render_gsplat(gaussians: Gaussians, c2w: Tensor, fxfycxcy: Tensor, width: i
 
 
 def load_gsplat() -> ModuleType:
-    """gsplat with its CUDA kernels. The first call on a machine compiles them (minutes): make it in one process
-    before torchrun starts several, which would delete each other's build.
+    """gsplat with its CUDA kernels. The first call on a machine compiles them (minutes): make it in one
+    process before torchrun starts several, which would delete each other's build.
 
-    Raises RenderError with the remedy when a GPU, the package, the CUDA compiler or a working build is missing.
+    Raises RenderError with the remedy when a GPU, the package, the CUDA compiler or a sound build is missing.
     """
     if not torch.cuda.is_available():
-        raise RenderError("gsplat needs a CUDA GPU, and torch sees none: check nvidia-smi, CUDA_VISIBLE_DEVICES and "
-                          "that torch is a CUDA build, or render with backend='torch'")
+        raise RenderError("gsplat needs a CUDA GPU, and torch sees none: check nvidia-smi, "
+                          "CUDA_VISIBLE_DEVICES and whether torch is a CUDA build, or render with "
+                          "backend='torch'")
     try:
         import gsplat
         from gsplat.cuda import _backend  # importing gsplat alone succeeds without its kernels
@@ -139,8 +140,8 @@ def load_gsplat() -> ModuleType:
                           f"{torch.version.cuda}, set TORCH_CUDA_ARCH_LIST and MAX_JOBS, remove the build "
                           "folder under ~/.cache/torch_extensions and try again") from error
     if _backend._C is None:
-        raise RenderError("gsplat is installed but has no CUDA kernels, because it found no nvcc: install the "
-                          f"CUDA toolkit {torch.version.cuda or ''} or set CUDA_HOME, or render with "
+        raise RenderError("gsplat is installed but has no CUDA kernels, because it found no nvcc: install "
+                          f"the CUDA toolkit {torch.version.cuda} or set CUDA_HOME, or render with "
                           "backend='torch'")
     return gsplat
 
@@ -161,10 +162,11 @@ def _ply_header(count: int) -> bytes:
 
 
 def save_ply(path: str | os.PathLike[str], gaussians: Gaussians) -> None:
-    """Write one scene in the binary 3DGS layout, vertices in the order given; the file appears complete or not
-    at all. Raises ValueError for a batch of several scenes."""
+    """Write one scene in the binary 3DGS layout, vertices in the order given; the file appears complete or
+    not at all. Raises ValueError for a batch of several scenes."""
     if gaussians.means.dim() == 3 and len(gaussians.means) != 1:
-        raise ValueError(f"a PLY file holds one scene, not a batch of {len(gaussians.means)}: save each scene(i)")
+        raise ValueError(f"a PLY file holds one scene, not a batch of {len(gaussians.means)}: save each "
+                         "scene(i)")
     scene = gaussians.map(lambda field: field.detach().float().cpu())
     sh = scene.sh.reshape(-1, 3).numpy()
     shade = np.clip(np.float32(SH_C0) * sh + np.float32(0.5), 0, 1) * 255
@@ -191,8 +193,8 @@ def load_ply(path: str | os.PathLike[str]) -> Gaussians:
     head, mark, body = raw.partition(b"end_header\n")
     count = next((line.split()[2] for line in head.splitlines() if line.startswith(b"element vertex ")), b"")
     if not count.isdigit() or head + mark != _ply_header(int(count)):
-        raise ValueError(f"{path}: not a binary little-endian 3DGS PLY of degree 0 with colours; its properties "
-                         "must be x y z red green blue f_dc f_rest_0..44 opacity scale rot")
+        raise ValueError(f"{path}: not a binary little-endian 3DGS PLY of degree 0 with colours; its "
+                         "properties must be x y z red green blue f_dc f_rest_0..44 opacity scale rot")
     dtype = _ply_dtype()
     if len(body) != int(count) * dtype.itemsize:
         raise ValueError(f"{path}: {len(body)} bytes of vertices where {int(count)} need "

@@ -1,9 +1,10 @@
 """GS-LRM: posed images of an object in, pixel-aligned 3D Gaussians out, in one forward pass.
 
-Every 8 x 8 patch of every view becomes a token (rgb, ray direction, the ray's point nearest the origin); a plain
-pre-norm transformer mixes all tokens; each image token then gives one Gaussian per pixel on that pixel's ray,
-and two learned global tokens give one free Gaussian each. There is no positional or view embedding: the network
-is permutation-equivariant over views. Parameter names are those of the public checkpoints, one to one.
+Every 8 x 8 patch of every view becomes a token (rgb, ray direction, the ray's point nearest the origin); a
+plain pre-norm transformer mixes all tokens; each image token then gives one Gaussian per pixel on that
+pixel's ray, and two learned global tokens give one free Gaussian each. There is no positional or view
+embedding: the network is permutation-equivariant over views. Parameter names are those of the public
+checkpoints, one to one.
 
 Source: Zhang et al., GS-LRM (2024), as trained in FaceLift (Lyu et al., 2025).
 """
@@ -27,6 +28,10 @@ INPUT_CHANNELS = 9  # rgb 3, ray direction 3, the ray's point nearest the origin
 GAUSSIAN_CHANNELS = 14  # xyz 3, SH 3, scale 3, rotation 4, opacity 1
 FOREIGN_PREFIX = "loss_calculator."  # the frozen VGG that public checkpoints carry along
 INIT_STD = 0.02
+
+
+class CheckpointMismatch(WeightsError):
+    """Weights of another model, or of the same one in another size."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,7 @@ class GSLRM(nn.Module):
         """Load a public checkpoint (or a bare state dict), strictly; returns the model itself.
 
         A `module.` prefix is stripped and the perceptual loss's own weights are dropped.
-        Raises WeightsError naming the missing, unexpected and wrongly shaped tensors.
+        Raises WeightsError; its kind CheckpointMismatch names missing, unexpected and wrongly shaped tensors.
         """
         weights = {name: tensor for name, tensor in read_weights(path).items()
                    if not name.startswith(FOREIGN_PREFIX)}
@@ -197,12 +202,11 @@ class GSLRM(nn.Module):
             raise ValueError(f"GS-LRM takes images [B, V, 3, H, W], not {list(images.shape)}")
         leading = images.shape[:2]
         if c2w.shape != (*leading, 4, 4) or fxfycxcy.shape != (*leading, 4):
-            raise ValueError(f"images are {list(images.shape)}, so c2w must be [{leading[0]}, {leading[1]}, 4, 4] "
-                             f"and fxfycxcy [{leading[0]}, {leading[1]}, 4], not {list(c2w.shape)} and "
-                             f"{list(fxfycxcy.shape)}")
+            raise ValueError(f"images are {list(images.shape)}, so c2w must be {[*leading, 4, 4]} and "
+                             f"fxfycxcy {[*leading, 4]}, not {list(c2w.shape)} and {list(fxfycxcy.shape)}")
         if any(size % self.config.patch_size for size in images.shape[-2:]):
-            raise ValueError(f"images of {images.shape[-1]} x {images.shape[-2]} px cannot be cut into patches of "
-                             f"{self.config.patch_size} px: resize them to a multiple of it")
+            raise ValueError(f"images of {images.shape[-1]} x {images.shape[-2]} px cannot be cut into "
+                             f"patches of {self.config.patch_size} px: resize them to a multiple of it")
 
     def _trunk(self, posed: Tensor) -> Tensor:
         """Posed images [B, V, 9, H, W] -> all tokens [B, 2 + L, d]."""
@@ -242,7 +246,7 @@ class GSLRM(nn.Module):
 
 
 def posed_images(images: Tensor, origins: Tensor, directions: Tensor) -> Tensor:
-    """The network's input [B, V, 9, H, W]: RGB in -1..1, ray direction, the ray's point nearest the origin."""
+    """The network's input [B, V, 9, H, W]: RGB in -1..1, ray direction, the ray's point nearest 0."""
     nearest = origins - (origins * directions).sum(2, keepdim=True) * directions
     return torch.cat([images * 2 - 1, directions, nearest], 2)
 
@@ -251,5 +255,5 @@ def _refuse(path: str | os.PathLike[str], problems: dict[str, list[str]]) -> Non
     found = [f"{len(names)} {kind}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
              for kind, names in problems.items() if names]
     if found:
-        raise WeightsError(f"weights {path} do not fit GS-LRM (is it another d, n_layer or "
-                           "patch_size?)\n  " + "\n  ".join(found))
+        raise CheckpointMismatch(f"weights {path} do not fit GS-LRM (is it another d, n_layer or "
+                                 "patch_size?)\n  " + "\n  ".join(found))

@@ -1,7 +1,7 @@
 """Losses and metrics between renderings and targets, RGB in 0..1.
 
-Images are [..., 3, H, W] with any leading dimensions (batch, views); masks are [..., 1, H, W]. Renderings are not
-clamped before a loss: that would kill the gradient where they saturate. Metrics clamp.
+Images are [..., 3, H, W] with any leading dimensions (batch, views); masks are [..., 1, H, W]. Renderings are
+not clamped before a loss: that would kill the gradient where they saturate. Metrics clamp.
 """
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Losses through frozen VGG networks, with weights from files the user has; nothing is downloaded.
 
-`PerceptualLoss` is the VGG-19 loss of GS-LRM, whose weights every public GS-LRM checkpoint carries; `Lpips` is
-the VGG-16 distance of Zhang et al. (2018). Both take RGB in 0..1, [..., 3, H, W], rendering first.
+`PerceptualLoss` is the VGG-19 loss of GS-LRM, whose weights every public GS-LRM checkpoint carries; `Lpips`
+is the VGG-16 distance of Zhang et al. (2018). Both take RGB in 0..1, [..., 3, H, W], rendering first.
 `random:SEED` in place of a path gives random weights: for tests of the plumbing, meaningless as a measure.
 """
 from __future__ import annotations
@@ -27,8 +27,8 @@ LPIPS_SCALE = (0.458, 0.448, 0.450)
 
 
 class PerceptualLoss(nn.Module):
-    """VGG-19 feature distance with average pooling. `weights`: a file with conv{1..16}.{weight,bias}, alone or
-    inside a public GS-LRM checkpoint; raises WeightsError."""
+    """VGG-19 feature distance with average pooling. `weights`: a file with conv{1..16}.{weight,bias}, alone
+    or inside a public GS-LRM checkpoint; raises WeightsError."""
 
     def __init__(self, weights: str | os.PathLike[str]) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class PerceptualLoss(nn.Module):
 
 
 class Lpips(nn.Module):
-    """LPIPS (VGG-16). `vgg`: torchvision's `features.N.{weight,bias}`; `heads`: `linN.model.1.weight`, N 0..4;
-    raises WeightsError."""
+    """LPIPS (VGG-16). `vgg`: torchvision's `features.N.{weight,bias}`; `heads`: `linN.model.1.weight`,
+    N = 0..4; raises WeightsError."""
 
     def __init__(self, vgg: str | os.PathLike[str], heads: str | os.PathLike[str]) -> None:
         super().__init__()
@@ -107,15 +107,16 @@ def _conv_shapes(names: list[str], widths: list[int] | tuple[int, ...]) -> dict[
     return shapes
 
 
-def _load(source: str | os.PathLike[str], shapes: dict[str, tuple[int, ...]], prefix: str = "") -> dict[str, Tensor]:
+def _load(source: str | os.PathLike[str], shapes: dict[str, tuple[int, ...]],
+          prefix: str = "") -> dict[str, Tensor]:
     """The named tensors of a file, with or without `prefix`, checked against `shapes`."""
     if str(source).startswith("random:"):
         return _random(str(source), shapes)
     plain = {name.removeprefix(prefix): tensor for name, tensor in read_weights(source).items()}
     wrong = [name for name, shape in shapes.items() if name not in plain or plain[name].shape != shape]
     if wrong:
-        raise WeightsError(f"weights {source}: {len(wrong)} of {len(shapes)} tensors are missing or of another "
-                           f"shape, the first is {wrong[0]} {list(shapes[wrong[0]])}; give a file that holds them")
+        raise WeightsError(f"weights {source}: {len(wrong)} of {len(shapes)} tensors are missing or of "
+                           f"another shape, the first is {wrong[0]} {list(shapes[wrong[0]])}; name another")
     return {name: plain[name].float() for name in shapes}
 
 

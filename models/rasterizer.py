@@ -4,13 +4,13 @@ Semantics are gsplat 1.5's (classic mode): EWA projection with 0.3 px^2 added to
 centres at +.5, alpha = min(.999, opacity e^-sigma), alphas below 1/255 skipped, a pixel closed before the
 Gaussian that would bring its transmittance to 1e-4 or less, near plane .01.
 
-Method: project all Gaussians of all views, list (tile, Gaussian) pairs from exact ellipse bounds, order them by
-depth and then stably by tile, and composite 64 Gaussians at a time, front to back, over groups of tiles small
-enough for the cache. The backward pass walks the same blocks again instead of keeping them, so memory grows
-with Gaussians and pairs, never with Gaussians x pixels.
+Method: project all Gaussians of all views, list (tile, Gaussian) pairs from exact ellipse bounds, order them
+by depth and then stably by tile, and composite 64 Gaussians at a time, front to back, over groups of tiles
+small enough for the cache. The backward pass walks the same blocks again instead of keeping them, so memory
+grows with Gaussians and pairs, never with Gaussians x pixels.
 
-The conic of a Gaussian is carried as its Cholesky factor: sigma = (s dx + t dy)^2 + (r dy)^2, which cannot turn
-negative by rounding the way a dx^2 + 2 b dx dy + c dy^2 does for long thin splats.
+The conic of a Gaussian is carried as its Cholesky factor: sigma = (s dx + t dy)^2 + (r dy)^2, which cannot
+turn negative by rounding the way a dx^2 + 2 b dx dy + c dy^2 does for long thin splats.
 """
 from __future__ import annotations
 
@@ -185,7 +185,8 @@ def _blocks(table: Tensor, bins: Bins, group: Tensor, stop: float) -> Iterator[_
         yield block
 
 
-def _shade(table: Tensor, live: Tensor, members: Tensor, corner: Tensor, front: Tensor, stop: float) -> _Block:
+def _shade(table: Tensor, live: Tensor, members: Tensor, corner: Tensor, front: Tensor,
+           stop: float) -> _Block:
     splats = table.index_select(0, members.flatten()).view(*members.shape, -1)
     mx, my, s, t, r, log_opacity = (column[:, None] for column in splats[..., :6].unbind(-1))  # [A, 1, K]
     centres = torch.arange(TILE, dtype=table.dtype, device=table.device)[:, None] + 0.5

@@ -11,29 +11,31 @@ import torch
 from torch import Tensor
 
 # what torch.load was seen to raise for files that are cut, damaged or something else altogether
-_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, struct.error, ValueError, LookupError,
-               AttributeError, TypeError, AssertionError)
+_UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, BadZipFile, struct.error, ValueError,
+               LookupError, AttributeError, TypeError, AssertionError)
 
 
 class WeightsError(ValueError):
-    """A file of weights that is absent, unreadable, or not what the network needs; the message names the file."""
+    """A file of weights that is absent, unreadable or not what the network needs; the message names it."""
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The named tensors of a torch file: a state dict, or a checkpoint that holds one as `model` or `state_dict`.
+    """The named tensors of a torch file: a state dict, or a checkpoint with one as `model` or `state_dict`.
 
     A `module.` prefix is stripped. Nothing but plain data is unpickled. Raises WeightsError.
     """
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise WeightsError(f"weights {path}: cannot be read ({error.strerror or error}); check the path") from error
+        why = error.strerror or error
+        raise WeightsError(f"weights {path}: cannot be read ({why}); check the path") from error
     except _UNREADABLE as error:
         why = str(error).partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"weights {path}: not a torch file of plain tensors, or cut short ({why}); copy or "
-                           "download it again") from error
+        raise WeightsError(f"weights {path}: not a torch file of plain tensors, or cut short ({why}); copy "
+                           "or download it again") from error
     if isinstance(saved, Mapping):
-        saved = next((saved[key] for key in ("model", "state_dict") if isinstance(saved.get(key), Mapping)), saved)
+        inner = (saved.get(key) for key in ("model", "state_dict"))
+        saved = next((value for value in inner if isinstance(value, Mapping)), saved)
         named = {str(name).removeprefix("module."): value for name, value in saved.items()
                  if isinstance(value, Tensor)}
         if named:

@@ -110,8 +110,8 @@ def test_projection_agrees_with_gsplat() -> None:
     seen = depths > rasterizer.NEAR
     torch.testing.assert_close(ours.depths, depths)
     torch.testing.assert_close(ours.means[seen], means[seen])
-    torch.testing.assert_close(torch.stack([2 * s * s, 2 * s * t, 2 * (t * t + r * r)], -1)[seen], conics[seen],
-                               atol=1e-9, rtol=1e-5)
+    ours_conics = torch.stack([2 * s * s, 2 * s * t, 2 * (t * t + r * r)], -1)
+    torch.testing.assert_close(ours_conics[seen], conics[seen], atol=1e-9, rtol=1e-5)
 
 
 def test_what_cannot_be_seen_costs_nothing_and_has_no_gradient() -> None:
