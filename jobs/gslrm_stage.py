@@ -21,8 +21,9 @@ from jobs.world import World, mixed_seed
 from models import losses
 from models.cameras import rays
 from models.gaussians import Gaussians, render, save_ply
-from models.gslrm import GSLRM, CheckpointMismatch, GSLRMConfig
-from models.perceptual import Lpips, PerceptualLoss, WeightsError
+from models.gslrm import GSLRM, GSLRMConfig
+from models.perceptual import Lpips, PerceptualLoss
+from models.weights import WeightsError
 
 _PIXELS_AT_ONCE = 1 << 20  # target pixels whose rendering graph is alive at a time
 PICTURE = "before_after_truth.png"
@@ -203,5 +204,5 @@ def _initialise(model: GSLRM, path: Path) -> None:
             load_module(path, "gslrm", model)
         else:
             model.load_upstream(path)
-    except CheckpointMismatch as error:
+    except WeightsError as error:
         raise JobError(f"init_from: {error}", "name weights of this model, or change `model:`") from None
