@@ -1,0 +1,76 @@
+"""Jobs on one machine: this computer, or one that ssh reaches. The supervisor there does the work; these are questions."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+from cluster.backends.base import Answer, Frame
+from cluster.inventory import Node
+from cluster.shell import Shell, shell_for
+from cluster.spec import JobSpec, PythonEnv
+
+
+class HostBackend:
+    def __init__(self, node: Node, shell: Shell | None = None) -> None:
+        self.node = node
+        self._shell = shell or shell_for(node)
+
+    def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (), python: PythonEnv | None = None,
+                cwd: str | None = None) -> Answer:
+        return self._shell.ask({
+            "op": "prepare", "workdir": self.node.workdir, "code_digest": code_digest, "stat": list(stat), "cwd": cwd,
+            "need_python": asdict(python or self.node.python)})
+
+    def render(self, spec: JobSpec) -> list[list[str]]:
+        from cluster.node import torchrun
+        config = PurePosixPath(self.node.workdir) / "runs" / spec.id / "attempts" / "000" / "config.yaml"
+        argv = torchrun.program(spec, python_word(spec.python), config)
+        if spec.kind != "torchrun":
+            return [argv]
+        return [["torchrun", "--standalone", f"--nproc-per-node={spec.ranks}", "--max-restarts=0", "--no-python", "--",
+                 *argv]]
+
+    def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
+               code: bytes | BinaryIO = b"") -> Answer:
+        return self._shell.ask({"op": "submit", "workdir": self.node.workdir, "spec": asdict(spec), "config": config,
+                                "secrets": dict(secrets)}, code)
+
+    def find(self, token: str) -> Answer:
+        return self._shell.ask({"op": "find", "workdir": self.node.workdir, "token": token})
+
+    def status(self, run_dirs: Sequence[str] | None, active_only: bool = False, timeout_s: float | None = None) -> Answer:
+        return self._shell.ask({"op": "status", "workdir": self.node.workdir, "active_only": active_only,
+                                "jobs": None if run_dirs is None else list(run_dirs)}, timeout_s=timeout_s)
+
+    def show(self, run_dir: str) -> Answer:
+        return self._shell.ask({"op": "show", "run_dir": run_dir})
+
+    def metrics(self, run_dir: str, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
+        return self._shell.ask({"op": "metrics", "run_dir": run_dir, "keys": list(keys)})["lines"]
+
+    def kill(self, run_dir: str, by: str, grace_s: float | None = None, now: bool = False) -> Answer:
+        return self._shell.ask({"op": "kill", "run_dir": run_dir, "by": by, "grace_s": grace_s, "now": now})
+
+    def restart(self, run_dir: str, by: str, grace_s: float | None = None, spec: JobSpec | None = None,
+                config: str | None = None, secrets: Mapping[str, str] | None = None,
+                code: bytes | BinaryIO = b"") -> Answer:
+        return self._shell.ask({
+            "op": "restart", "run_dir": run_dir, "by": by, "grace_s": grace_s, "config": config,
+            "spec": asdict(spec) if spec else None, "secrets": dict(secrets or {})}, code)
+
+    def logs(self, run_dir: str, *, ranks: str | Sequence[int] = "0", attempts: str | int = "last",
+             lines: int | None = None, follow: bool = False, offsets: Mapping[str, int] | None = None,
+             grep: str | None = None) -> Iterator[Frame]:
+        return self._shell.stream({
+            "op": "logs", "run_dir": run_dir, "ranks": ranks if isinstance(ranks, str) else list(ranks),
+            "attempts": attempts, "lines": lines, "follow": follow, "offsets": dict(offsets or {}), "grep": grep})
+
+    def close(self) -> None:
+        self._shell.close()
+
+
+def python_word(python: PythonEnv) -> str:
+    """The interpreter of an environment as a person would type it once that is activated."""
+    return {"python": python.value, "venv": f"{python.value}/bin/python", "conda": "python"}.get(python.kind, "python3")

@@ -1,0 +1,101 @@
+"""The agent's command line. Clients and supervisors use it; a person never has to.
+
+    answer                   one request on stdin (a JSON line, then its payload) -> mark, JSON, mark on stdout
+    stream                   one request on stdin -> mark, newline, frames on stdout until the end
+    supervise RUN_DIR --by   the supervisor of one job; prints its pid and goes on detached
+    rank …                   becomes one process of a job
+"""
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, BinaryIO
+
+KEEPALIVE_S = 5.0  # a client that hears nothing for several of these knows that the link is dead
+
+
+def main(argv: list[str] | None = None) -> int:
+    command, *rest = sys.argv[1:] if argv is None else argv
+    match command:
+        case "answer":
+            return _answer(rest[0])
+        case "stream":
+            from cluster.node import logs
+            return logs.serve(read_request(sys.stdin.buffer), rest[0].encode())
+        case "supervise":
+            return _supervise(Path(rest[0]), rest[2])
+        case "rank":
+            from cluster.node import rank
+            return rank.main(rest)
+    sys.stderr.write(f"launch's agent knows no {command!r}\n")
+    return 2
+
+
+def _answer(mark: str) -> int:
+    """What a login shell prints before is cut off by the marks; the newlines while it works keep the client patient."""
+    from cluster.node import agent
+    working = threading.Event()
+    patience = threading.Thread(target=_keep_alive, args=(working,), daemon=True)
+    patience.start()
+    try:
+        request = read_request(sys.stdin.buffer)
+        given = agent.answer(request, Payload(sys.stdin.buffer, request.get("payload_size", 0)))
+    except Exception as error:  # the client cannot see a traceback: it gets the name, the words and the place
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"launch's agent failed: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        given = {"error": {"exit_code": 1, "what": what, "hint": None}}
+    working.set()
+    patience.join()
+    sys.stdout.buffer.write(mark.encode() + json.dumps(given).encode() + mark.encode() + b"\n")
+    sys.stdout.buffer.flush()
+    return 0
+
+
+def _keep_alive(working: threading.Event) -> None:
+    while not working.wait(KEEPALIVE_S):
+        os.write(1, b"\n")
+
+
+def _supervise(run_dir: Path, by: str) -> int:
+    """The second fork: the caller has called setsid, so what goes on here can never get a terminal again."""
+    pid = os.fork()
+    if pid:
+        os.write(1, b"%d\n" % pid)
+        os._exit(0)
+    os.dup2(2, 1)
+    from cluster.node import supervisor
+    return supervisor.main(run_dir, by)
+
+
+def read_request(stdin: BinaryIO) -> dict[str, Any]:
+    line = stdin.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError("the request did not arrive whole")
+    return json.loads(line)
+
+
+class Payload(io.RawIOBase):
+    """The next `size` bytes of a stream, as a file of their own. Raises EOFError when the stream ends before."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        self._stream, self._left = stream, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._stream.read(min(len(buffer), self._left))
+        if not block and self._left:
+            raise EOFError(f"{self._left} bytes are missing")
+        buffer[:len(block)] = block
+        self._left -= len(block)
+        return len(block)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

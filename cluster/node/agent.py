@@ -1,0 +1,123 @@
+"""Answers the questions of clients. Short-lived: one question, one answer; the truth is in the run directories."""
+from __future__ import annotations
+
+import getpass
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cluster.errors import ClusterError, Refused, Unusable
+from cluster.node import process
+from cluster.node.install import explain
+from cluster.spec import PythonEnv
+
+FREE_BYTES = 1_000_000_000  # a submit is refused below these
+FREE_INODES = 10_000
+
+# op -> module and function; loaded when asked, because every question pays for every import
+_OPS = {
+    "prepare": ("cluster.node.agent", "prepare"),
+    "submit": ("cluster.node.submit", "submit"), "find": ("cluster.node.submit", "find"),
+    "status": ("cluster.node.view", "status"), "show": ("cluster.node.view", "show"),
+    "metrics": ("cluster.node.view", "metrics"),
+    "kill": ("cluster.node.kill", "kill"), "restart": ("cluster.node.restart", "restart"),
+}
+
+
+def answer(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
+    """The answer to one request. A failure that is a person's or the machine's is an `error` object, never an exception."""
+    if request.get("op") not in _OPS:
+        return failure(Unusable(f"this agent knows no question {request.get('op')!r}"))
+    module, function = _OPS[request["op"]]
+    try:
+        return getattr(importlib.import_module(module), function)(request, payload)
+    except ClusterError as error:
+        return failure(error)
+    except OSError as error:
+        what, hint = explain(error, request["op"])
+        return {"error": {"exit_code": 1, "what": what, "hint": hint}}
+
+
+def failure(error: ClusterError) -> dict[str, Any]:
+    return {"error": {"exit_code": error.exit_code, "what": error.what, "hint": error.hint}}
+
+
+def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
+    """What a submit must know before it packs: room, Python, GPUs, and which of the client's files are seen here too."""
+    workdir = checked_workdir(request["workdir"])
+    room = os.statvfs(workdir)
+    digest = request.get("code_digest")
+    return {
+        "hostname": process.hostname(), "boot_id": process.boot_id(), "user": getpass.getuser(),
+        "home": str(Path.home()), "workdir": str(workdir), "python": sys.executable,
+        "have_code": bool(digest) and (workdir / ".launch" / "code" / str(digest)).is_dir(),
+        "free_bytes": room.f_bavail * room.f_frsize, "free_inodes": room.f_favail,
+        "stats": {path: _stat(path) for path in request.get("stat", ())},
+        "gpus": _gpus(),
+        "env_problem": _cwd_problem(request.get("cwd")) or _env_problem(PythonEnv(**(request.get("need_python") or {}))),
+    }
+
+
+def checked_workdir(given: str) -> Path:
+    """The workdir as an absolute path, made when it is not there. Raises Refused: it cannot take a job."""
+    workdir = Path(given).expanduser()
+    if not workdir.is_absolute():
+        raise Unusable(f"workdir {given!r} is not an absolute path", hint="correct `workdir:` in cluster.yaml")
+    try:
+        for directory, mode in ((workdir, 0o777), (workdir / ".launch", 0o700), (workdir / "runs", 0o777)):
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            probe = directory / f".probe-{os.getpid()}"
+            probe.mkdir()
+            probe.rmdir()
+        room = os.statvfs(workdir)
+    except OSError as error:
+        raise Refused(*_words(error, f"the workdir {workdir} cannot take a job")) from None
+    if room.f_bavail * room.f_frsize < FREE_BYTES:
+        raise Refused(f"{workdir}: {room.f_bavail * room.f_frsize / 1e6:.0f} MB free, a job needs "
+                      f"{FREE_BYTES / 1e6:.0f} MB", hint="free some space, or set another `workdir:` in cluster.yaml")
+    if room.f_files and room.f_favail < FREE_INODES:  # btrfs counts none
+        raise Refused(f"{workdir}: {room.f_favail} inodes free, a job needs {FREE_INODES}",
+                      hint="remove small files there, or set another `workdir:` in cluster.yaml")
+    return workdir
+
+
+def _words(error: OSError, doing: str) -> tuple[str, None, str | None]:
+    what, hint = explain(error, doing)
+    return what, None, hint
+
+
+def _stat(path: str) -> list[int] | None:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return [info.st_ino, info.st_size, info.st_mtime_ns]
+
+
+def _gpus() -> list[dict[str, Any]]:
+    from cluster.node import gpus
+    if not gpus.has_driver():
+        return []
+    return [{"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name, "memory_mb": gpu.memory_mb, "used_mb": gpu.used_mb}
+            for gpu in gpus.list_gpus()]
+
+
+def _cwd_problem(cwd: str | None) -> dict[str, Any] | None:
+    if cwd is None or Path(cwd).expanduser().is_dir():
+        return None
+    return failure(Unusable(f"--cwd {cwd}: there is no such directory on {process.hostname()}"))["error"]
+
+
+def _env_problem(python: PythonEnv) -> dict[str, Any] | None:
+    """Why the environment of the jobs cannot be used here. Only looked at, not activated: that takes conda seconds."""
+    from cluster.node import environment
+    try:
+        if python.kind == "conda":
+            environment.conda_base(python.conda_base)
+        else:
+            environment.activate(python, os.environ)
+    except ClusterError as error:
+        return failure(error)["error"]
+    return None

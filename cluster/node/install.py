@@ -1,0 +1,62 @@
+"""Puts the carried zip on a node, unpacked: `<workdir>/.launch/agent/<digest>/`, which `python -I <that>` then runs.
+
+This file runs as `python -c <its text>` on a node that has nothing of launch yet, so it imports the standard library
+alone and nothing of ours. Unpacked, because Python keeps compiled files beside sources but never inside a zip.
+"""
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+
+
+def explain(error: OSError, doing: str) -> tuple[str, str | None]:
+    """What a person should read about an OSError on a node -> (what happened, what to do next)."""
+    where = f" ({error.filename})" if isinstance(error.filename, str) else ""
+    hints = {
+        errno.ENOSPC: "free some space or inodes there, or give the node another `workdir:` in cluster.yaml",
+        errno.EDQUOT: "your quota there is used up: free some space, or set another `workdir:` in cluster.yaml",
+        errno.EROFS: "that file system is read-only: ask its administrator, or set another `workdir:` in cluster.yaml",
+        errno.EACCES: "you may not write there: set a `workdir:` of your own in cluster.yaml",
+        errno.EPERM: "you may not write there: set a `workdir:` of your own in cluster.yaml",
+        errno.ENOTDIR: "a part of that path is a file: correct `workdir:` in cluster.yaml",
+    }
+    return f"{doing}: {error.strerror or error}{where}", hints.get(error.errno or 0)
+
+
+def install(directory: str, agent: bytes) -> None:
+    """Make `directory` hold the unpacked agent. It appears by one rename: where it is, it is whole.
+
+    Raises OSError: the file system does not take it; nothing is left there then.
+    """
+    parent = os.path.dirname(directory)
+    os.makedirs(parent, mode=0o700, exist_ok=True)
+    aside = tempfile.mkdtemp(prefix=".new-", dir=parent)
+    try:
+        zipfile.ZipFile(io.BytesIO(agent)).extractall(aside)
+        os.rename(aside, directory)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # else another client was faster: the same content
+            raise
+
+
+def main() -> None:
+    """stdin: one JSON line {mark, directory, size}, then the zip. stdout: mark, JSON answer, mark."""
+    header = json.loads(sys.stdin.buffer.readline())
+    answer: dict[str, object] = {}
+    try:
+        install(os.path.expanduser(header["directory"]), sys.stdin.buffer.read(header["size"]))
+    except OSError as error:
+        what, hint = explain(error, f"cannot put launch's agent into {header['directory']}")
+        answer = {"error": {"exit_code": 4, "what": what, "hint": hint}}
+    print(header["mark"] + json.dumps(answer) + header["mark"], flush=True)
+
+
+if __name__ == "__main__":
+    main()

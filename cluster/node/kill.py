@@ -1,0 +1,118 @@
+"""Ends a job and says it only when it is true: its ending is written and nothing of it is left."""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from signal import SIGUSR2
+from typing import Any
+
+from cluster.contract import RunDir
+from cluster.errors import NodeFailure, Refused
+from cluster.events import AttemptEnded
+from cluster.journal import read_journal
+from cluster.node import control, gpus, process
+from cluster.node.view import newest_heartbeat, read_view
+from cluster.states import ENDED_WORDS
+
+GRACE_S = 60.0  # of a job whose supervisor cannot say it any more
+MARGIN_S = 15.0  # a supervisor may take this much longer than the grace to end everything
+_POLL_S = 0.02
+
+
+def kill(request: dict[str, Any], _payload: object) -> dict[str, Any]:
+    """Ask the supervisor to stop the job and wait for its verified end; without one, end what it left."""
+    run = RunDir(Path(request["run_dir"]))
+    view = read_view(run)
+    refuse_foreign(run, view)
+    already = view["state"] in ENDED_WORDS
+    before, used = _members(run, view["token"], already), _used_mb(view)
+    if not already:
+        already = not control.ask(run, control.Stop(
+            request["by"], "kill", request.get("grace_s"), bool(request.get("now")), time.time()))
+        view = _await_end(run, request.get("grace_s"))
+    left = end_leftovers(run, view, 0.0 if request.get("now") else request.get("grace_s"))
+    survivors = _survivors(run, left)
+    return {
+        "state": view["state"], "already": already, "detail": view["detail"],
+        "freed": {"processes": max(0, len(before) - len(survivors)), "gpu_mb": max(0, used - _used_mb(view))},
+        "checkpoint_step": read_view(run)["checkpoint_step"], "survivors": survivors,
+    }
+
+
+def refuse_foreign(run: RunDir, view: dict[str, Any]) -> None:
+    """Raises Refused for a job that no supervisor of this host answers for."""
+    if view["by_hand"]:
+        raise Refused(f"{view['id']} was started by hand, without a supervisor",
+                      hint="end it where it was started: Ctrl-C, or kill its process")
+    attempts = run.attempts()
+    if attempts and view["state"] not in ENDED_WORDS and process.heard(attempts[-1]) is None:
+        host = (process.read_heartbeat(attempts[-1]) or {}).get("hostname")
+        raise Refused(f"{view['id']} runs on {host}, this is {process.hostname()}", hint=f"ask the node {host} for it")
+
+
+def supervisor_of(run: RunDir) -> tuple[int, int] | None:
+    """Pid and start time of the living supervisor, or None."""
+    beat = newest_heartbeat(run)
+    if beat is None or beat.get("hostname") != process.hostname() or beat.get("boot_id") != process.boot_id():
+        return None
+    identity = (beat["pid"], beat["pid_started"])
+    return identity if process.alive(*identity) else None
+
+
+def ring(run: RunDir) -> None:
+    """Wake the supervisor: it looks into control/ at once."""
+    if identity := supervisor_of(run):
+        process.send(identity, SIGUSR2)
+
+
+def end_leftovers(run: RunDir, view: dict[str, Any], grace_s: float | None) -> list[process.Proc]:
+    """Wait for what a dead supervisor left to save and end, then kill it. -> what could not be ended.
+
+    The ranks got SIGTERM from the kernel when their supervisor died, so they are already on their way.
+    """
+    if supervisor_of(run) or not (left := process.members(None, view["token"])):
+        return []
+    deadline = time.monotonic() + (GRACE_S if grace_s is None else grace_s)
+    while left and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        left = process.members(None, view["token"])
+    return process.sweep(None, view["token"]) if left else []
+
+
+def _await_end(run: RunDir, grace_s: float | None) -> dict[str, Any]:
+    """The view of the job once it has ended. Raises NodeFailure when it does not, long after its grace."""
+    begun = time.monotonic()
+    ring(run)
+    while True:
+        view = read_view(run)
+        if view["state"] in ENDED_WORDS:
+            return view
+        grace = view["grace_s"] if view["grace_s"] is not None else GRACE_S if grace_s is None else grace_s
+        if time.monotonic() > begun + grace + MARGIN_S:
+            raise NodeFailure(f"{view['id']} has not ended {time.monotonic() - begun:.0f} s after it was asked to "
+                              f"({view['state']})", hint="launch kill --now, then launch logs --rank all")
+        time.sleep(_POLL_S)
+
+
+def _members(run: RunDir, token: str, ended: bool) -> list[process.Proc]:
+    identity = supervisor_of(run)
+    if ended and identity:  # it only finishes what it wrote about the job
+        return []
+    return process.members(identity[0] if identity else None, token)
+
+
+def _used_mb(view: dict[str, Any]) -> int:
+    if not view["gpus"]:
+        return 0
+    try:
+        return gpus.used_mb(view["gpus"])
+    except NodeFailure:  # a driver that hangs must not keep anybody from killing a job
+        return 0
+
+
+def _survivors(run: RunDir, left: list[process.Proc]) -> list[dict[str, Any]]:
+    attempts = run.attempts()
+    events, _ = read_journal(attempts[-1].journal) if attempts else ([], 0)
+    named = [pid for event in events if isinstance(event, AttemptEnded) for pid in event.survivors]
+    pids = dict.fromkeys([*(one.pid for one in left), *(pid for pid in named if process.start_time(pid) is not None)])
+    return [{"pid": pid, "cmd": " ".join(process.command_of(pid))} for pid in pids]

@@ -1,0 +1,319 @@
+"""The logs of a job as frames: exact bytes, by byte offsets, every rank, across attempts, also while they are written.
+
+A frame is one JSON line, and after it the bytes it announces:
+
+    {"f": "000/rank-0", "o": offset, "n": bytes, "next": offset to go on from} + n bytes
+    {"keepalive": unix seconds}                    nothing new; the link lives
+    {"end": VIEW}                                  the last one
+
+With `grep` a frame holds only the lines that match, and `next` lies behind the lines that did not.
+"""
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import select
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cluster.contract import AttemptDir, RunDir
+from cluster.errors import ClusterError, NodeFailure, Unusable
+from cluster.node import process
+from cluster.node.agent import failure
+from cluster.node.install import explain
+from cluster.node.view import read_view
+from cluster.states import ENDED_WORDS
+
+BLOCK = 256 << 10  # bytes of a frame at most, and of memory
+KEEPALIVE_S = 5.0
+_LOOK_S = 0.04  # between two looks at the files; inotify would see nothing on NFS
+_STATE_S = 1.0  # between two looks at the state when nothing hints that it changed
+_RANK_LOG = re.compile(r"rank-(\d+)\.log")
+
+Frame = tuple[dict[str, Any], bytes]
+Wait = Callable[[float, int | None], bool]  # (seconds, a pidfd that may cut it short) -> whether the reader is there
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+class _Log:
+    """One log file and how far it was sent."""
+
+    def __init__(self, path: Path, name: str, offset: int) -> None:
+        self.path, self.name, self.offset = path, name, offset
+
+    def read(self, limit: int, pattern: re.Pattern[bytes] | None, whole: bool) -> Frame | None:
+        """The next frame below byte `limit`; None: there is nothing (with a pattern: no complete line, unless `whole`
+        says that the rest is all there will be)."""
+        want = min(BLOCK, limit - self.offset)
+        if want <= 0:
+            return None
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                block = file.read(want)
+                if pattern and not (whole and self.offset + want == limit):
+                    block = _complete_lines(block, file)
+        except OSError as error:
+            what, hint = explain(error, f"the log {self.name} cannot be read")
+            raise NodeFailure(what, hint=hint) from None
+        if not block:
+            return None
+        self.offset += len(block)
+        body = b"".join(line for line in io.BytesIO(block) if pattern.search(line)) if pattern else block
+        return self.frame(self.offset - len(block), body)
+
+    def frame(self, start: int, body: bytes) -> Frame:
+        return {"f": self.name, "o": start, "n": len(body), "next": self.offset}, body
+
+    def size(self) -> int:
+        try:
+            return os.stat(self.path).st_size
+        except FileNotFoundError:
+            return 0
+
+
+def _complete_lines(block: bytes, file: BinaryIO) -> bytes:
+    """`block` up to its last newline; a line longer than the block is read on to its end."""
+    if (end := block.rfind(b"\n")) >= 0:
+        return block[:end + 1]
+    rest = file.readline()
+    return block + rest if rest.endswith(b"\n") else b""
+
+
+class _Selection:
+    """Which files of a job are wanted; more appear while it runs."""
+
+    def __init__(self, run: RunDir, request: dict[str, Any]) -> None:
+        self._run = run
+        self._ranks, self._attempts = request.get("ranks", "0"), request.get("attempts", "last")
+        self._first: int | None = None
+        self._offsets: dict[str, int] = dict(request.get("offsets") or {})
+        self._lines: int | None = request.get("lines")
+        self._logs: dict[str, _Log] = {}
+
+    def logs(self) -> list[_Log]:
+        """Every wanted file that exists now, oldest attempt first."""
+        for attempt in self._wanted():
+            for rank in self._ranks_of(attempt):
+                name = f"{attempt.path.name}/rank-{rank}"
+                if name not in self._logs:
+                    self._logs[name] = _Log(attempt.rank_log(rank), name, self._offsets.get(name, 0))
+        if self._lines is not None and not self._offsets:
+            self._keep_last(self._lines)
+        self._lines = None  # what appears later is new and wanted whole
+        return list(self._logs.values())
+
+    def ended(self, view: dict[str, Any]) -> bool:
+        """Whether nothing can be added any more."""
+        newer = isinstance(self._attempts, int) and any(one.number > self._attempts for one in self._run.attempts())
+        return newer or view["state"] in ENDED_WORDS
+
+    def check(self, view: dict[str, Any]) -> None:
+        """Raises Unusable when nothing was found although there are logs: a rank or an attempt that never was."""
+        if self._logs:
+            return
+        if view["by_hand"]:
+            raise Unusable(f"{view['id']} was started by hand: its output went where it was started")
+        attempts = self._run.attempts()
+        if isinstance(self._attempts, int) and all(one.number != self._attempts for one in attempts):
+            raise Unusable(f"{view['id']} has no attempt {self._attempts}", hint=f"it has {len(attempts)}, from 0 on")
+        self._ranks, asked = "all", self._ranks
+        if there := sorted({rank for attempt in self._wanted() for rank in self._ranks_of(attempt)}):
+            raise Unusable(f"{view['id']} has no log of rank {asked}",
+                           hint=f"it has the ranks {', '.join(map(str, there))}")
+
+    def _wanted(self) -> list[AttemptDir]:
+        attempts = self._run.attempts()
+        if isinstance(self._attempts, int):
+            return [one for one in attempts if one.number == self._attempts]
+        if self._attempts == "all" or not attempts:
+            return attempts
+        if self._first is None:
+            self._first = min([attempts[-1].number, *(int(name.partition("/")[0]) for name in self._offsets)])
+        return [one for one in attempts if one.number >= self._first]
+
+    def _ranks_of(self, attempt: AttemptDir) -> list[int]:
+        try:
+            names = os.listdir(attempt.logs)
+        except FileNotFoundError:
+            return []
+        there = sorted(int(found[1]) for name in names if (found := _RANK_LOG.fullmatch(name)))
+        if self._ranks == "all":
+            return there
+        wanted = [int(self._ranks)] if isinstance(self._ranks, str) else self._ranks
+        return [rank for rank in there if rank in wanted]
+
+    def _keep_last(self, lines: int) -> None:
+        """Let each rank begin so that `lines` lines of it are left, over its attempts from the newest backwards."""
+        left: dict[str, int] = {}
+        for log in reversed(self._logs.values()):
+            rank = log.name.partition("/")[2]
+            log.offset, found = _last_lines(log, left.get(rank, lines))
+            left[rank] = left.get(rank, lines) - found
+
+
+def _last_lines(log: _Log, wanted: int) -> tuple[int, int]:
+    """Where the last `wanted` lines of a file begin, read backwards block by block -> (offset, lines behind it)."""
+    size = log.size()
+    if wanted <= 0 or size == 0:
+        return size, 0
+    with open(log.path, "rb") as file:
+        position, found = size, 0
+        while position > 0:
+            start = max(0, position - BLOCK)
+            file.seek(start)
+            block = file.read(position - start)
+            if position == size and not block.endswith(b"\n"):
+                found = 1  # an unfinished last line is a line
+            at = len(block)
+            while (at := block.rfind(b"\n", 0, at)) >= 0:
+                found += 1
+                if found > wanted:
+                    return start + at + 1, wanted
+            position = start
+    return 0, found
+
+
+# --- the frames -------------------------------------------------------------------------------------------------------
+
+def frames(request: dict[str, Any], wait: Wait) -> Iterator[Frame]:
+    """What the request asks for, then (with `follow`) what is added until the job has ended and everything was sent.
+
+    The state is read first and the files are drained after it, so that the tail is never missed. Raises ClusterError.
+    """
+    run = RunDir(Path(request["run_dir"]))
+    pattern = _compiled(request.get("grep"))
+    selection = _Selection(run, request)
+    watch = _Watch(run)
+    try:
+        spoke = time.monotonic()
+        for log in selection.logs():
+            if log.offset:  # so that a reader who is cut off before the first byte knows where to go on
+                yield log.frame(log.offset, b"")
+        while True:
+            view = watch.look()
+            over = not request.get("follow") or selection.ended(view)
+            sent = 0
+            for log in selection.logs():
+                limit = log.size()
+                while frame := log.read(limit, pattern, over):
+                    sent += 1
+                    yield frame
+            now = time.monotonic()
+            if over:
+                selection.check(view)
+                yield {"end": view}, b""
+                return
+            if sent:
+                spoke = now
+            elif now - spoke >= KEEPALIVE_S:
+                spoke = now
+                yield {"keepalive": time.time()}, b""
+            if not wait(_LOOK_S, watch.supervisor):
+                return
+    finally:
+        watch.close()
+
+
+class _Watch:
+    """The view of a job, read again only when something says that it changed: a journal, the supervisor, an attempt."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+        self._pid: int | None = None
+        self.supervisor: int | None = None  # a pidfd: readable when the supervisor ends, which is when the job has
+        self._seen = self._signs()
+        self._read_at = time.monotonic()
+        self._view = read_view(run)
+        self._open()
+
+    def look(self) -> dict[str, Any]:
+        signs, now = self._signs(), time.monotonic()
+        if signs != self._seen or now - self._read_at > _STATE_S:
+            self._seen, self._read_at = signs, now
+            self._view = read_view(self._run)
+            self._open()
+        return self._view
+
+    def close(self) -> None:
+        if self.supervisor is not None:
+            os.close(self.supervisor)
+            self.supervisor = None
+
+    def _signs(self) -> tuple[Any, ...]:
+        attempts = self._run.attempts()
+        try:
+            size = os.stat(attempts[-1].journal).st_size if attempts else 0
+        except FileNotFoundError:
+            size = 0
+        return len(attempts), size, self.supervisor is not None and not _alive(self.supervisor)
+
+    def _open(self) -> None:
+        from cluster.node.kill import supervisor_of
+        identity = supervisor_of(self._run)
+        if identity and identity[0] == self._pid and self.supervisor is not None:
+            return
+        self.close()
+        self._pid = identity[0] if identity else None
+        if identity:
+            try:
+                self.supervisor = os.pidfd_open(identity[0])
+            except ProcessLookupError:
+                return
+            if not process.alive(*identity):
+                self.close()
+
+
+def _alive(pidfd: int) -> bool:
+    return not select.select([pidfd], [], [], 0)[0]
+
+
+def _compiled(grep: str | None) -> re.Pattern[bytes] | None:
+    try:
+        return re.compile(os.fsencode(grep)) if grep is not None else None
+    except re.error as error:
+        raise Unusable(f"--grep {grep!r} is no regular expression: {error}") from None
+
+
+# --- two ways to be read ----------------------------------------------------------------------------------------------
+
+def sleep(seconds: float, pidfd: int | None) -> bool:
+    """For a reader in the same process, who just stops reading."""
+    select.select([] if pidfd is None else [pidfd], [], [], seconds)
+    return True
+
+
+def serve(request: dict[str, Any], mark: bytes) -> int:
+    """Write the mark and the frames to stdout until the end, or until nobody reads them any more."""
+    out = 1
+
+    def wait(seconds: float, pidfd: int | None) -> bool:
+        poll = select.poll()
+        poll.register(0, select.POLLIN)
+        poll.register(out, 0)
+        if pidfd is not None:
+            poll.register(pidfd, select.POLLIN)
+        events = dict(poll.poll(seconds * 1000))
+        return not events.get(out) and not (events.get(0) and os.read(0, 4096) == b"")
+
+    try:
+        _write(out, mark + b"\n")
+        try:
+            for header, body in frames(request, wait):
+                _write(out, json.dumps(header).encode() + b"\n" + body)
+        except ClusterError as error:
+            _write(out, json.dumps(failure(error)).encode() + b"\n")
+    except (BrokenPipeError, ConnectionResetError):
+        return 1
+    return 0
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view):]

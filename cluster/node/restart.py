@@ -1,0 +1,109 @@
+"""Starts the next attempt of a job: by its living supervisor, or by a new one where that has ended."""
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cluster.contract import AttemptDir, RunDir
+from cluster.errors import NodeFailure, Refused
+from cluster.events import AttemptEnded, AttemptStarted
+from cluster.journal import read_journal
+from cluster.node import control, environment
+from cluster.node.kill import GRACE_S, end_leftovers, refuse_foreign, ring, supervisor_of
+from cluster.node.submit import START_S, begun, read_spec, start_supervisor, unpack_code
+from cluster.node.view import read_view
+from cluster.states import ENDED_WORDS
+
+PREPARE_S = 120.0  # hashing a checkpoint and activating conda come before an attempt's first word
+_POLL_S = 0.02
+
+
+def restart(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
+    """-> {attempt, pid, resume_step} of the attempt that has begun."""
+    run = RunDir(Path(request["run_dir"]))
+    view = read_view(run)
+    refuse_foreign(run, view)
+    workdir = run.path.parent.parent
+    change = _change(request, view)
+    if change.code_digest:
+        unpack_code(workdir, change.code_digest, payload, request.get("payload_size", 0))
+    if request.get("secrets"):
+        environment.write_secrets(workdir, request["secrets"])
+    with _one_at_a_time(run, view["id"]):
+        attempts = run.attempts()
+        attempt = run.attempt(attempts[-1].number + 1 if attempts else 0)
+        if view["state"] in ENDED_WORDS or not _by_supervisor(run, attempt, change, view["id"]):
+            _by_new_supervisor(run, attempt, change, request)
+    start = _await_start(attempt)
+    identity = supervisor_of(run)
+    return {"attempt": attempt.number, "pid": identity[0] if identity else None,
+            "resume_step": start.resume_step if start else None}
+
+
+def _change(request: dict[str, Any], view: dict[str, Any]) -> control.Restart:
+    """What is asked, with the id and token that the job has on this node, whatever the client believed."""
+    text, digest = None, None
+    if request.get("spec") is not None:
+        spec = dataclasses.replace(read_spec(request["spec"]), id=view["id"], token=view["token"])
+        text, digest = spec.to_json().decode(), spec.code.digest
+    return control.Restart(request["by"], time.time(), request.get("grace_s"), text, request.get("config"), digest)
+
+
+@contextmanager
+def _one_at_a_time(run: RunDir, name: str) -> Iterator[None]:
+    with open(run.path / ".restart.lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"{name} is being restarted by somebody else", hint=f"see it with: launch status {name}") from None
+        yield
+
+
+def _by_supervisor(run: RunDir, attempt: AttemptDir, change: control.Restart, name: str) -> bool:
+    """Ask the living supervisor and wait until the next attempt has begun; False when it ended before it saw that."""
+    asked = time.monotonic()
+    if not control.ask(run, change):
+        raise Refused(f"a restart of {name} was asked before and is under way", hint=f"see it with: launch status {name}")
+    ring(run)
+    while not begun(attempt):
+        if supervisor_of(run) is None and not begun(attempt):
+            return False
+        grace_s = read_view(run)["grace_s"] or change.grace_s or GRACE_S
+        if time.monotonic() > asked + grace_s + PREPARE_S:
+            raise NodeFailure(f"{name} has not started again {time.monotonic() - asked:.0f} s after it was asked to",
+                              hint=f"see it with: launch status {name}")
+        time.sleep(_POLL_S)
+    return True
+
+
+def _by_new_supervisor(run: RunDir, attempt: AttemptDir, change: control.Restart, request: dict[str, Any]) -> None:
+    deadline = time.monotonic() + START_S
+    while supervisor_of(run):  # it has written the ending and is about to leave
+        if time.monotonic() > deadline:
+            raise NodeFailure(f"the supervisor of {run.path.name} has ended its job but does not end itself",
+                              hint="see logs/supervisor.log of its last attempt")
+        time.sleep(_POLL_S)
+    if left := end_leftovers(run, read_view(run), change.grace_s):
+        raise NodeFailure(f"processes of the last attempt cannot be ended: {', '.join(str(one.pid) for one in left)}",
+                          hint="they hang in the kernel (a dead file system or driver); restart when they are gone")
+    control.install(run, change)
+    control.install_code(run, change.code_digest)
+    start_supervisor(run, "restart", request["agent"], attempt.number)
+
+
+def _await_start(attempt: AttemptDir) -> AttemptStarted | None:
+    """The attempt's first event; None when it takes too long or the attempt ended without one."""
+    deadline = time.monotonic() + PREPARE_S
+    while time.monotonic() < deadline:
+        events, _ = read_journal(attempt.journal)
+        if start := next((event for event in events if isinstance(event, AttemptStarted)), None):
+            return start
+        if any(isinstance(event, AttemptEnded) for event in events):
+            return None
+        time.sleep(_POLL_S)
+    return None

@@ -1,0 +1,244 @@
+"""Takes a job onto this node: all of it, or nothing of it. The same token again is the same job."""
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, BinaryIO
+
+from cluster.contract import AttemptDir, RunDir, write_atomically
+from cluster.errors import NodeFailure, Unusable
+from cluster.events import AttemptEnded
+from cluster.journal import read_journal
+from cluster.node import environment, process
+from cluster.node.agent import checked_workdir
+from cluster.spec import BadSpec, JobSpec
+
+START_S = 15.0  # how long a supervisor may take to its first heartbeat
+_POLL_S = 0.005
+_NAMES = 100  # ids tried when one is taken
+
+
+# --- questions --------------------------------------------------------------------------------------------------------
+
+def submit(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
+    """Make the run directory, start its supervisor and wait until that lives -> {id, run_dir, pid, attempt}."""
+    spec = read_spec(request["spec"])
+    workdir = checked_workdir(request["workdir"])
+    with _token(workdir, spec.token) as intent:
+        if run := _earlier(workdir, intent, spec.token):
+            return _job(run)
+        snapshot = unpack_code(workdir, spec.code.digest, payload, request.get("payload_size", 0))
+        run = _take_name(workdir, spec)
+        try:
+            _write(intent, run.path.name)
+            _fill(run, dataclasses.replace(spec, id=run.path.name), request.get("config"), snapshot)
+            if request.get("secrets"):
+                environment.write_secrets(workdir, request["secrets"])
+            start_supervisor(run, "submit", request["agent"], 0)
+        except BaseException:
+            shutil.rmtree(run.path, ignore_errors=True)
+            _write(intent, "")
+            raise
+    return _job(run)
+
+
+def find(request: dict[str, Any], _payload: object) -> dict[str, Any]:
+    """The job that a token became, after any submit of it that is still going on."""
+    workdir = Path(request["workdir"]).expanduser()
+    if not _intent_path(workdir, request["token"]).exists():
+        return {"run_dir": None, "id": None}
+    with _token(workdir, request["token"]) as intent:
+        run = _earlier(workdir, intent, request["token"])
+    return {"run_dir": str(run.path), "id": run.path.name} if run else {"run_dir": None, "id": None}
+
+
+def read_spec(given: dict[str, Any] | str) -> JobSpec:
+    """Raises Unusable: this agent cannot read it."""
+    try:
+        return JobSpec.from_json(json.dumps(given).encode() if isinstance(given, dict) else given.encode())
+    except BadSpec as error:
+        raise Unusable(f"the job cannot be read: {error}", hint="client and node run different versions") from None
+
+
+def _job(run: RunDir) -> dict[str, Any]:
+    attempts = run.attempts()
+    beat = (process.read_heartbeat(attempts[-1]) if attempts else None) or {}
+    return {"id": run.path.name, "run_dir": str(run.path), "pid": beat.get("pid"),
+            "attempt": attempts[-1].number if attempts else 0}
+
+
+# --- one token, one job -----------------------------------------------------------------------------------------------
+
+def _intent_path(workdir: Path, token: str) -> Path:
+    if not token or "/" in token or token.startswith("."):
+        raise Unusable(f"{token!r} is no token")
+    return workdir / ".launch" / "submits" / token
+
+
+@contextmanager
+def _token(workdir: Path, token: str) -> Iterator[IO[str]]:
+    """The file that says which job `token` became, locked: the same submit sent twice waits for the first one."""
+    path = _intent_path(workdir, token)
+    path.parent.mkdir(exist_ok=True)
+    while True:
+        with open(path, "a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                continue  # the one before us failed and removed it
+            file.seek(0)
+            try:
+                yield file
+            finally:
+                if os.fstat(file.fileno()).st_size == 0:
+                    path.unlink()
+            return
+
+
+def _earlier(workdir: Path, intent: IO[str], token: str) -> RunDir | None:
+    """The job of an earlier submit with this token. What one left that was cut off before its supervisor lived goes."""
+    name = intent.read().strip()
+    if not name:
+        return None
+    run = RunDir(workdir / "runs" / name)
+    if run.attempts() and run.spec.exists():
+        return run
+    shutil.rmtree(run.path, ignore_errors=True)
+    return None
+
+
+def _write(intent: IO[str], name: str) -> None:
+    intent.seek(0)
+    intent.truncate()
+    intent.write(name)
+    intent.flush()
+
+
+def _take_name(workdir: Path, spec: JobSpec) -> RunDir:
+    """Exclusive mkdir: whoever makes the directory owns the id. Taken by another job: the next free one."""
+    group = spec.share == "group"
+    for number in range(1, _NAMES):
+        path = workdir / "runs" / (spec.id if number == 1 else f"{spec.id}-{number}")
+        try:
+            path.mkdir(mode=0o750 if group else 0o700)
+        except FileExistsError:
+            continue
+        path.chmod(0o2750 if group else 0o700)
+        return RunDir(path)
+    raise Unusable(f"{_NAMES} jobs are named {spec.id} here", hint="give the job another --name")
+
+
+def _fill(run: RunDir, spec: JobSpec, config: str | None, snapshot: Path | None) -> None:
+    for directory in (run.control, run.checkpoints, run.artifacts, run.path / "attempts"):
+        directory.mkdir()
+    if snapshot:
+        shutil.copytree(snapshot, run.code, symlinks=True)
+    if config is not None:
+        write_atomically(run.config, config.encode())
+    write_atomically(run.spec, spec.to_json())
+
+
+# --- code -------------------------------------------------------------------------------------------------------------
+
+def unpack_code(workdir: Path, digest: str | None, payload: BinaryIO, size: int) -> Path | None:
+    """The snapshot `digest` of this workdir, unpacked from `payload` when it is not there yet.
+
+    Raises NodeFailure: it did not arrive whole, or holds what no snapshot holds.
+    """
+    if digest is None:
+        return None
+    target = workdir / ".launch" / "code" / digest
+    if target.is_dir():
+        return target
+    if not size:
+        raise NodeFailure(f"the code {digest[:12]} is not on this node any more", hint="submit again")
+    target.parent.mkdir(exist_ok=True)
+    aside = target.parent / f".new-{digest[:16]}-{os.getpid()}"
+    aside.mkdir(mode=0o700)
+    try:
+        with tarfile.open(fileobj=payload, mode="r|*") as archive:
+            _extract(archive, aside)
+        aside.rename(target)
+    except (tarfile.TarError, EOFError) as error:
+        raise NodeFailure(f"the code did not arrive whole: {error}", hint="submit again") from None
+    except FileExistsError:
+        pass  # another submit of the same code was faster
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _extract(archive: tarfile.TarFile, into: Path) -> None:
+    """Files, directories and links, nothing outside `into` and nothing through a link."""
+    links: set[PurePosixPath] = set()
+    for member in archive:
+        name = PurePosixPath(member.name)
+        if name.is_absolute() or ".." in name.parts or links & {name, *name.parents}:
+            raise NodeFailure(f"the code holds a path that leads out of it: {member.name!r}")
+        place = into / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if member.isdir():
+            place.mkdir(exist_ok=True)
+        elif member.issym():
+            links.add(name)
+            place.symlink_to(member.linkname)
+        elif member.isreg():
+            source = archive.extractfile(member)
+            with open(place, "xb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+            place.chmod(0o755 if member.mode & 0o100 else 0o644)
+            os.utime(place, (member.mtime, member.mtime))
+        else:
+            raise NodeFailure(f"the code holds what is neither file, directory nor link: {member.name!r}")
+
+
+# --- the supervisor ---------------------------------------------------------------------------------------------------
+
+def start_supervisor(run: RunDir, by: str, agent: list[str], number: int) -> int:
+    """Start the supervisor of `run` detached and wait until attempt `number` has begun -> its pid.
+
+    Raises NodeFailure with its last words when it ended before that; nothing of it runs then.
+    """
+    group = run.path.stat().st_mode & 0o040
+    errors = run.path / "supervisor.err"
+    with open(errors, "ab") as log:
+        done = subprocess.run(
+            [*agent, "supervise", str(run.path), "--by", by], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=log, cwd="/", env=environment.clean(os.environ), start_new_session=True,
+            umask=0o027 if group else 0o077)
+    if done.returncode:
+        raise NodeFailure(f"the supervisor could not be started: {_last_words(errors)}")
+    pid = int(done.stdout)
+    started = process.start_time(pid)
+    attempt = run.attempt(number)
+    deadline = time.monotonic() + START_S
+    while not begun(attempt):
+        if started is None or not process.alive(pid, started):
+            if begun(attempt):
+                break
+            raise NodeFailure(f"the supervisor ended at once: {_last_words(errors)}")
+        if time.monotonic() > deadline:
+            break  # a slow node: it lives, and says more as soon as it can
+        time.sleep(_POLL_S)
+    return pid
+
+
+def begun(attempt: AttemptDir) -> bool:
+    """Whether a supervisor has given the attempt its first heartbeat, or its ending."""
+    if process.read_heartbeat(attempt):
+        return True
+    events, _ = read_journal(attempt.journal)
+    return any(isinstance(event, AttemptEnded) for event in events)
+
+
+def _last_words(errors: Path) -> str:
+    lines = errors.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
