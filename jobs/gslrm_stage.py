@@ -20,7 +20,7 @@ from jobs.stage import Stage
 from jobs.world import World, mixed_seed
 from models import losses
 from models.cameras import rays
-from models.gaussians import Gaussians, render, save_ply
+from models.gaussians import Gaussians, RenderError, load_gsplat, render, save_ply
 from models.gslrm import GSLRM, GSLRMConfig
 from models.perceptual import Lpips, PerceptualLoss
 from models.weights import WeightsError
@@ -86,7 +86,7 @@ class GSLRMStage(Stage):
 
     def evaluate(self, step: int, stop_asked: Callable[[], bool]) -> dict[str, float] | None:
         found = self._heldout.evaluate(self._model, stop_asked)
-        if found is not None and self._config.wandb.mode != "off":
+        if found is not None and self._metrics.takes_images:
             self._metrics.image(step, "val/picture", self._heldout.picture([self._model]))
         return found
 
@@ -97,6 +97,17 @@ class GSLRMStage(Stage):
         with torch.no_grad():
             save_ply(directory / PLY, self._heldout.example(self._model))
             Image.fromarray(self._heldout.picture([before, self._model])).save(directory / PICTURE)
+
+
+def check_renderer(config: Phase3Run, device: torch.device) -> None:
+    """Raises JobError when this machine cannot render, or the pictures are too small to compare."""
+    if config.model.image_size < losses.SSIM_WINDOW:
+        raise JobError(f"model.image_size = {config.model.image_size}: SSIM needs at least {losses.SSIM_WINDOW} px")
+    if device.type == "cuda":
+        try:
+            load_gsplat()  # compiled at first use, for minutes
+        except RenderError as error:
+            raise JobError(f"rendering: {error}") from None
 
 
 class PictureLoss:

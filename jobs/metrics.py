@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jobs.runtime import WriteFailed
+from jobs.runtime import JobError, WriteFailed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +48,10 @@ class Metrics:
     def say(self, text: str) -> None:
         if self.path is not None:
             print(text, flush=True)
+
+    @property
+    def takes_images(self) -> bool:
+        return self._wandb is not None
 
     def image(self, step: int, name: str, picture: np.ndarray) -> None:
         """`picture` [H, W, 3] uint8, to wandb only."""
@@ -108,21 +112,28 @@ def duration(seconds: float) -> str:
 
 
 class Wandb:
-    """A wandb run that keeps its id (the job's) over all attempts.
+    """A wandb run that keeps its id (the job's) over all attempts. Raises JobError when it does not start.
 
     Everything goes through a thread: one 512x3072 picture costs the caller 190 ms otherwise.
     """
 
     def __init__(self, mode: WandbMode, project: str, job_id: str, directory: Path, config: dict) -> None:
-        import wandb  # .4 CPU-seconds, and only who asked for it needs it installed
+        try:
+            import wandb  # .4 CPU-seconds, and only who asked for it needs it installed
+        except ImportError:
+            raise JobError("wandb is not installed", "pip install wandb, or set wandb.mode: off") from None
 
         self._wandb = wandb
         if mode == "online" and not os.environ.get("WANDB_API_KEY"):
             print("wandb: no WANDB_API_KEY, so this run is recorded offline; send it later with `wandb sync`",
                   file=sys.stderr, flush=True)
             mode = "offline"
-        self._run = wandb.init(mode=mode, project=project, id=job_id, name=job_id, resume="allow", config=config,
-                               dir=str(directory), settings=wandb.Settings(console="off", x_disable_stats=True))
+        settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
+        try:
+            self._run = wandb.init(mode=mode, project=project, id=job_id, name=job_id, resume="allow", config=config,
+                                   dir=str(directory), settings=settings)
+        except wandb.Error as error:
+            raise JobError(f"wandb did not start: {error}", "set wandb.mode: offline, and send it later") from None
         self._run.define_metric("*", step_metric="step")
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._send, name="wandb", daemon=True)

@@ -41,20 +41,20 @@ def _arguments() -> argparse.Namespace:
 
 def _train(config: Phase3Run, given: argparse.Namespace, world: World, stop: StopFlag) -> None:
     """Check everything, then make the run directory, then train: a bad input leaves nothing behind."""
-    from jobs.gslrm_stage import GSLRMStage
+    from jobs.gslrm_stage import GSLRMStage, check_renderer
     from jobs.heldout import Heldout
     from jobs.metrics import Metrics
     from jobs.trainer import Trainer
 
     config = _with_found_paths(config)
     train, val, identity, provenance, notes = _data(config, world)
+    world.one_first(lambda: check_renderer(config, world.device))
     heldout = Heldout(val, train, config.training.input_views, config.training.dataset.background, world)
     metrics = Metrics(config.training.max_steps)
     stage = world.all_or_none(
         lambda: GSLRMStage(config, train, heldout, metrics, world, identity, provenance))
     job = _job(config, given, world)
-    if world.is_main:
-        metrics.open(job.attempt.metrics, _wandb(config, job))
+    world.on_main(lambda: metrics.open(job.attempt.metrics, _wandb(config, job)))
     for note in notes:
         metrics.say(note)
     try:
@@ -130,7 +130,7 @@ def _check_validation(views: int, found: Found) -> None:
 
 def _common_rig(train: Found, val: Found) -> str:
     """The fingerprint of the rig, or of all rigs together; validation must use no other ones."""
-    from jobs.data.samples import rigs_of
+    from jobs.data.samples import rigs_digest, rigs_of
 
     rigs, of_val = rigs_of(train.samples), rigs_of(val.samples)
     for fingerprint, rig in of_val.items():
@@ -139,7 +139,7 @@ def _common_rig(train: Found, val: Found) -> str:
             raise JobError("the validation samples were taken with another rig than the training samples: "
                            f"{first.difference(rig) or 'cameras differ slightly'}",
                            "cameras, view order and views must be the same in both lists")
-    return "+".join(sorted(rigs))
+    return next(iter(rigs)) if len(rigs) == 1 else f"{len(rigs)} rigs {rigs_digest(rigs)}"
 
 
 def _told(what: str, path: str, found: Found) -> list[str]:

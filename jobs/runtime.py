@@ -112,7 +112,7 @@ def job_from_environment(resume: str | None, environment: Mapping[str, str] = os
         run=run,
         attempt=run.attempt(int(environment.get(ENV_ATTEMPT) or 0)),
         checkpoints=Path(environment.get(ENV_CHECKPOINT_DIR) or run.checkpoints),
-        resume=Path(chosen) if chosen else None,
+        resume=Path(chosen).absolute() if chosen else None,
     )
 
 

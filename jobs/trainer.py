@@ -114,7 +114,7 @@ class Trainer:
 
     def _only_end_is_missing(self, path: Path, step: int) -> bool:
         """Whether this very run trained to its end and was killed during the last evaluation or the artifacts."""
-        if path.parent != self.job.checkpoints or step != self.plan.total:
+        if path.parent.resolve() != self.job.checkpoints.resolve() or step != self.plan.total:
             return False
         try:
             return json.loads((self.job.run.artifacts / REPORT).read_bytes())["step"] < step

@@ -23,6 +23,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0  # on this machine
 
     @property
     def is_main(self) -> bool:
@@ -77,6 +78,14 @@ class World:
         self.agree(None)
         return result
 
+    def one_first(self, work: Callable[[], object]) -> None:
+        """Run `work` on one rank of each machine, then on the others: for what is built once and cached there.
+
+        Raises AgreedError on every rank when it raised JobError on any.
+        """
+        for first in (True, False):
+            self.all_or_none(lambda: work() if (self.local_rank == 0) is first else None)
+
     def on_main(self, work: Callable[[], T]) -> T:
         """Run `work` on rank 0 and give its picklable result to all; its JobError is everyone's AgreedError."""
         result, error = None, None
@@ -98,10 +107,10 @@ def open_world() -> Iterator[World]:
     device = _device(local)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
-        yield World(0, 1, device)
+        yield World(0, 1, device, local)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    yield World(dist.get_rank(), size, device)
+    yield World(dist.get_rank(), size, device, local)
     # Not on the way out of an exception: a peer may be gone, and the exit of this process closes everything.
     dist.destroy_process_group()
 

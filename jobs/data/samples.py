@@ -241,6 +241,11 @@ def rigs_of(samples: list[Sample]) -> dict[str, Rig]:
     return {rig.fingerprint: rig for rig in seen.values()}
 
 
+def rigs_digest(fingerprints: Iterable[str]) -> str:
+    """One fingerprint for several rigs."""
+    return hashlib.sha256("\n".join(sorted(fingerprints)).encode()).hexdigest()
+
+
 def data_fingerprint(samples: list[Sample]) -> str:
     """sha256 over names, cameras and image sizes in bytes, in the order of the list; where the data lies and what the
     pixels are does not enter: reading every byte of it would take longer than most starts."""

@@ -47,7 +47,7 @@ def test_wandb_keeps_the_jobs_id_and_goes_offline_without_a_key(
         calls.append(given)
         return run
 
-    fake = SimpleNamespace(init=init, Settings=lambda **k: None, Image=lambda picture: picture.shape)
+    fake = SimpleNamespace(init=init, Error=RuntimeError, Settings=lambda **k: None, Image=lambda picture: picture.shape)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     sent = Wandb("online", "launch", "phase3-abc", tmp_path, {})
     sent.scalars(4, {"loss": 0.5, "reason": "words"})
