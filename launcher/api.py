@@ -1,0 +1,169 @@
+"""What the verbs of `launch` do, as typed functions for programs. A verb is parsing, one of these, and a view.
+
+    from launcher import api
+    from launcher.stages import Request
+    job = api.submit(Request(Path.cwd(), stage="phase3", config="demo"))
+    [ended] = api.wait([job.id])
+
+A job is named by its id, a unique beginning of it, its name, or `@last`. Everything raises LaunchError, ClusterError or
+ConfigError, each with an `exit_code`; nothing here prints or ends the process. `start` is the directory that relative
+paths, configs/ and the code to copy are looked for in: the current one when it is not given.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.index import open_index
+from launcher.jobs import JobStatus, find, status_of
+from launcher.reconcile import ASK_S, rescan, settle_leftovers
+from launcher.status import Statuses, status as _status
+
+if TYPE_CHECKING:
+    from launcher.control import Killed, Restarted, RestartPlan
+    from launcher.logs import LogReader, Which
+    from launcher.stages import Request
+    from launcher.submit import Draft, Submitted
+
+__all__ = ["Details", "JobStatus", "Statuses", "command_lines", "draft", "kill", "known", "logs", "plan_restart", "remember",
+           "restart", "send", "show", "status", "submit", "wait"]
+
+
+@dataclass(frozen=True)
+class Details:
+    """Everything known about one job. The dictionaries are the node's own records."""
+
+    status: JobStatus
+    spec: dict[str, Any] | None  # None: started by hand
+    config: str | None
+    attempts: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    checkpoints: list[dict[str, Any]]
+    skipped_lines: int  # of the journals, that could not be read
+    code: dict[str, Any]  # git_sha, dirty, untracked, patch; of the snapshot, or of the directory given by --cwd
+
+
+def draft(request: Request) -> Draft:
+    """Resolve and check a submit, asking its node, without starting anything (`--dry-run`)."""
+    from launcher import submit as submitting
+
+    with open_index() as index:
+        settle_leftovers(index, request.start)
+        return submitting.draft(index, request)
+
+
+def command_lines(ready: Draft) -> list[list[str]]:
+    """What a drafted job would run on its node."""
+    from launcher.reconcile import backend_of
+
+    return backend_of(ready.node).render(ready.spec)
+
+
+def send(ready: Draft) -> Submitted:
+    """Start a drafted job. Returns when its supervisor lives; Unreachable: see `launcher.submit.send`."""
+    from launcher import submit as submitting
+
+    with open_index() as index:
+        return submitting.send(index, ready)
+
+
+def submit(request: Request) -> Submitted:
+    """Start a stage or a command as a job."""
+    return send(draft(request))
+
+
+def status(jobs: Sequence[str] = (), *, all_jobs: bool = False, ask_all_nodes: bool = False,
+           keep: Sequence[str] = (), start: Path | None = None, timeout_s: float = ASK_S) -> Statuses:
+    """Jobs not known to have ended and those that just did; `all_jobs`: the ended ones too; or just these `jobs`.
+
+    `ask_all_nodes` first asks every node of cluster.yaml for every run directory it has (`--rescan`). `keep`: ids of
+    ended jobs to show as well.
+    """
+    with open_index() as index:
+        start = start or Path.cwd()
+        found = rescan(index, start) if ask_all_nodes else None
+        return _status(index, jobs, all_jobs, start, timeout_s, keep, found)
+
+
+def logs(job: str, which: Which, *, tell: Callable[[str], None] = lambda text: None,
+         start: Path | None = None) -> LogReader:
+    """A reader of a job's logs: iterate over it; with `which.follow` it ends when the job has ended."""
+    from launcher.control import node_and_backend
+    from launcher.logs import LogReader
+
+    start = start or Path.cwd()
+    with open_index() as index:
+        settle_leftovers(index, start)
+        found = find(index, job)
+    return LogReader(node_and_backend(found, start)[1], found.run_dir, which, tell)
+
+
+def kill(jobs: Sequence[str], *, grace_s: float | None = None, now: bool = False,
+         start: Path | None = None) -> list[Killed]:
+    """Let jobs write a checkpoint, stop them, and verify that nothing of them is left."""
+    from launcher import control
+
+    start = start or Path.cwd()
+    with open_index() as index:
+        settle_leftovers(index, start)
+        return control.kill(index, jobs, grace_s, now, start)
+
+
+def plan_restart(job: str, *, sets: Sequence[str] = (), fresh_code: bool = False,
+                 start: Path | None = None) -> RestartPlan:
+    """What a restart with these changes would be, without doing it."""
+    from launcher import control
+
+    start = start or Path.cwd()
+    with open_index() as index:
+        settle_leftovers(index, start)
+        return control.plan_restart(index, job, sets, fresh_code, start)
+
+
+def restart(plan: RestartPlan) -> Restarted:
+    """Carry out a planned restart; blocks until the next attempt has begun."""
+    from launcher import control
+
+    with open_index() as index:
+        return control.restart(index, plan)
+
+
+def wait(jobs: Sequence[str], *, start: Path | None = None) -> list[JobStatus]:
+    """Block until all of these jobs have ended -> their last states, in the order given."""
+    from launcher import control
+
+    start = start or Path.cwd()
+    with open_index() as index:
+        settle_leftovers(index, start)
+        return control.wait(index, jobs, start)
+
+
+def show(job: str, *, start: Path | None = None) -> Details:
+    """Everything its node knows about a job."""
+    from launcher import control
+
+    start = start or Path.cwd()
+    with open_index() as index:
+        settle_leftovers(index, start)
+        found = find(index, job)
+        shown = control.node_and_backend(found, start)[1].show(found.run_dir)
+        now = control.heard(index, found, shown["view"])
+    recorded = (shown["spec"] or {}).get("code") or {}
+    return Details(now, shown["spec"], shown["config"], shown["attempts"], shown["events"], shown["checkpoints"],
+                   shown["skipped_lines"], {**recorded, **(shown.get("code") or {})})
+
+
+def remember(job: str, view: dict[str, Any]) -> JobStatus:
+    """Put a node's last word about a job (the end of a followed log) into the index."""
+    from launcher import control
+
+    with open_index() as index:
+        return control.heard(index, find(index, job), view)
+
+
+def known(job: str) -> JobStatus:
+    """What this computer knows of a job, without asking anybody."""
+    with open_index() as index:
+        return status_of(find(index, job))

@@ -1,0 +1,86 @@
+"""launch logs: what a job printed, to the byte."""
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+from launcher import api
+from launcher.commands._common import here, parser, tell
+from launcher.errors import Interrupted, Wrong
+from launcher.jobs import JobStatus
+from launcher.logs import LogReader, Piece, Which, merged
+
+
+def run(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    which = Which(_ranks(args.rank), _attempt(args.attempt), args.lines, args.follow, args.grep)
+    reader = api.logs(args.job, which, tell=tell, start=here())
+    copy(reader, args.job)
+    return 0
+
+
+def _parser():
+    p = parser("logs", "What a job printed: stdout and stderr of its first rank, exact bytes. Ends with the job.")
+    p.add_argument("job", nargs="?", default="@last", metavar="JOB", help="default: @last")
+    p.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended; Ctrl-C leaves it alone")
+    p.add_argument("-n", dest="lines", type=_count, metavar="N", help="only the last N lines")
+    p.add_argument("--rank", default="0", metavar="R|all", help="another rank, several as 0,2, or all merged by lines")
+    p.add_argument("--attempt", default="last", metavar="K|all", help="an earlier attempt, or all of them")
+    p.add_argument("--grep", metavar="RE", help="only lines that match; done on the node")
+    return p
+
+
+def copy(reader: LogReader, job: str) -> JobStatus:
+    """The log to stdout -> the last that was heard of the job. Ctrl-C raises Interrupted and leaves the job alone."""
+    several = not (reader.which.ranks == "0" or len(reader.which.ranks) == 1)
+    try:
+        for data in merged(_announced(reader)) if several else (piece.data for piece in _announced(reader)):
+            _write(data)
+    except KeyboardInterrupt:
+        known = api.known(job)
+        if known.ended or not reader.which.follow:
+            raise
+        raise Interrupted(f"\n{known.id} goes on, on {known.node}", hint=f"come back: launch logs -f {known.id}\n"
+                          f"  stop it:   launch kill {known.id}") from None
+    assert reader.final is not None
+    return api.remember(job, reader.final)
+
+
+def _announced(reader: Iterable[Piece]) -> Iterator[Piece]:
+    """A word at the border of two attempts, when a person looks on."""
+    last: int | None = None
+    for piece in reader:
+        if last not in (None, piece.attempt) and sys.stderr.isatty():
+            tell(f"--- attempt {piece.attempt} ---")
+        last = piece.attempt
+        yield piece
+
+
+def _write(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(sys.stdout.fileno(), view):]
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+def _ranks(text: str) -> str | tuple[int, ...]:
+    if text == "all":
+        return "all"
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise Wrong(f"--rank {text!r}: a number, several as 0,2, or all")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _attempt(text: str) -> str | int:
+    if text in ("all", "last"):
+        return text
+    if not text.isdecimal():
+        raise Wrong(f"--attempt {text!r}: a number, last or all")
+    return int(text)

@@ -1,0 +1,76 @@
+"""launch submit: pack, check, start."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launcher import api, sentences
+from launcher.commands._common import here, parser, seconds, tell
+from launcher.logs import Which
+from launcher.stages import Request
+
+_USAGE = "launch submit STAGE [options]\n       launch submit [options] -- CMD ARG..."
+
+
+def run(argv: Sequence[str]) -> int:
+    options, command = _split(argv)
+    args = _parser().parse_args(options)
+    ready = api.draft(_request(args, command))
+    if args.dry_run:
+        print(sentences.draft(ready, api.command_lines(ready)))
+        return 0
+    job = api.send(ready)
+    tell(sentences.submitted(job, following=args.follow))
+    if not args.follow:
+        print(job.id)
+        return 0
+    return _follow(job.id)
+
+
+def _follow(job: str) -> int:
+    from launcher.commands.logs import copy
+
+    ended = copy(api.logs(job, Which(attempt="all", follow=True), tell=tell, start=here()), job)
+    tell(sentences.fate(ended))
+    return int(ended.state != "COMPLETED")
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Everything after the first `--` is the command, whatever it looks like."""
+    words = list(argv)
+    if "--" not in words:
+        return words, ()
+    at = words.index("--")
+    return words[:at], tuple(words[at + 1:])
+
+
+def _request(args, command: tuple[str, ...]) -> Request:
+    return Request(
+        start=here(), stage=args.stage, argv=command, node=args.node, gpus=args.gpus, config=args.config,
+        sets=tuple(args.set), name=args.name, resume=args.resume, max_restarts=args.max_restarts,
+        time_s=seconds("--time", args.time), grace_s=seconds("--grace", args.grace), cwd=args.cwd)
+
+
+def _parser():
+    p = parser("submit", "Start a stage, or any command, as a job. Prints the job's id and nothing else on stdout.", _USAGE)
+    p.add_argument("stage", nargs="?", metavar="STAGE", help="a file of configs/stages, as in phase3")
+    p.add_argument("--node", default="local", metavar="N", help="where: a node of cluster.yaml; default: local, this computer")
+    p.add_argument("--gpus", type=_number, metavar="N", help="how many GPUs; default: what the stage says, none for a command")
+    p.add_argument("--config", metavar="RUN", help="a run file by its name or path; default: the stage's own")
+    p.add_argument("--set", action="append", default=[], metavar="A.B=V", help="change the config; may stand several times")
+    p.add_argument("--name", metavar="X", help="a name for the job, unique among those not ended")
+    p.add_argument("--resume", default="auto", metavar="auto|never|JOB|PATH",
+                   help="begin from a job's newest checkpoint, or from this one")
+    p.add_argument("--max-restarts", type=_number, metavar="N", help="how often to try again after a failure")
+    p.add_argument("--time", metavar="24h", help="stop it after this long")
+    p.add_argument("--grace", metavar="60s", help="how long it may take to save when it is stopped")
+    p.add_argument("--cwd", metavar="DIR", help="a command runs in this directory of the node; nothing is copied")
+    p.add_argument("--dry-run", action="store_true", help="say what would be run, and start nothing")
+    p.add_argument("--follow", action="store_true", help="then print its log; the exit code is the job's fate")
+    return p
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number

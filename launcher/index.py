@@ -1,0 +1,222 @@
+"""What this computer remembers about jobs: one SQLite file that makes `status` instant. The nodes hold the truth.
+
+    jobs     one row per job: where it is, whether it is known to have ended, the last answer about it, and when
+    intents  submits whose outcome is not known yet: written before the node is asked, removed with its answer
+
+Deleting the file loses nothing that `launch status --rescan` does not bring back. A rollback journal, never WAL: homes
+are on NFS.
+"""
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.inventory import client_state_dir
+from launcher.errors import Failed
+
+_VERSION = 1
+_BUSY_S = 10.0
+_SCHEMA = """
+CREATE TABLE jobs(
+  key TEXT PRIMARY KEY, id TEXT NOT NULL, name TEXT, node TEXT NOT NULL, run_dir TEXT NOT NULL,
+  ended INTEGER NOT NULL, submitted_at REAL NOT NULL, asked_at REAL NOT NULL, view TEXT NOT NULL);
+CREATE INDEX jobs_by_id ON jobs(id);
+CREATE INDEX jobs_by_name ON jobs(name, submitted_at) WHERE name IS NOT NULL;
+CREATE INDEX jobs_by_time ON jobs(submitted_at);
+CREATE INDEX jobs_active ON jobs(submitted_at) WHERE ended = 0;
+CREATE TABLE intents(
+  token TEXT PRIMARY KEY, id TEXT NOT NULL, name TEXT, node TEXT NOT NULL, workdir TEXT NOT NULL,
+  pid INTEGER NOT NULL, created_at REAL NOT NULL);
+"""
+_COLUMNS = "key, id, name, node, run_dir, ended, submitted_at, asked_at, view"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The last that was heard about a job. `view` is the node's answer (VIEW), `asked_at` when it was given."""
+
+    key: str  # its token, or node and run directory for a job that was started by hand
+    id: str
+    name: str | None
+    node: str  # the node of cluster.yaml through which it is asked
+    run_dir: str
+    ended: bool
+    submitted_at: float  # unix seconds
+    asked_at: float  # unix seconds of this computer
+    view: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A submit that was begun. `pid` is the client that began it."""
+
+    token: str
+    id: str
+    name: str | None
+    node: str
+    workdir: str
+    pid: int
+    created_at: float
+
+
+class Index:
+    """Open with `open_index()`. Every method is one transaction, so two clients at once only wait for each other."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def close(self) -> None:
+        self._db.close()
+
+    def put(self, job: Job) -> None:
+        self.put_all([job])
+
+    def put_all(self, jobs: list[Job]) -> None:
+        with self._db:
+            self._insert(jobs)
+
+    def started(self, job: Job) -> None:
+        """A submit was answered: the job is known and its intent is done with, in one step."""
+        with self._db:
+            self._insert([job])
+            self._db.execute("DELETE FROM intents WHERE token = ?", (job.key,))
+
+    def replace_nodes(self, nodes: list[str], jobs: list[Job]) -> None:
+        """`jobs` is all there is on these nodes: they were asked for every run directory."""
+        with self._db:
+            self._db.executemany("DELETE FROM jobs WHERE node = ?", [(node,) for node in nodes])
+            self._insert(jobs)
+
+    def _insert(self, jobs: list[Job]) -> None:
+        rows = [(job.key, job.id, job.name, job.node, job.run_dir, int(job.ended), job.submitted_at, job.asked_at,
+                 json.dumps(job.view, ensure_ascii=False)) for job in jobs]
+        self._db.executemany(f"INSERT OR REPLACE INTO jobs({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)", rows)
+
+    def forget(self, job: Job) -> None:
+        with self._db:
+            self._db.execute("DELETE FROM jobs WHERE key = ?", (job.key,))
+
+    def active(self) -> list[Job]:
+        """Jobs not known to have ended, oldest first."""
+        return self._select("WHERE ended = 0 ORDER BY submitted_at")
+
+    def all(self) -> list[Job]:
+        return self._select("ORDER BY submitted_at")
+
+    def last(self) -> Job | None:
+        return next(iter(self._select("ORDER BY submitted_at DESC LIMIT 1")), None)
+
+    def with_key(self, key: str) -> Job | None:
+        return next(iter(self._select("WHERE key = ?", key)), None)
+
+    def with_id(self, job_id: str) -> list[Job]:
+        return self._select("WHERE id = ? ORDER BY submitted_at LIMIT 20", job_id)
+
+    def with_prefix(self, prefix: str) -> list[Job]:
+        """At most 20: enough to say that a prefix is not unique."""
+        return self._select("WHERE id >= ? AND id < ? ORDER BY id LIMIT 20", prefix, prefix + "\U0010ffff")
+
+    def with_name(self, name: str) -> list[Job]:
+        """Newest first, at most 20."""
+        return self._select("WHERE name = ? ORDER BY submitted_at DESC LIMIT 20", name)
+
+    def any_ended(self) -> bool:
+        return self._db.execute("SELECT 1 FROM jobs WHERE ended = 1 LIMIT 1").fetchone() is not None
+
+    def recent_names(self, count: int = 200) -> list[str]:
+        """Ids and names of the latest jobs: what a mistyped one was probably meant to be."""
+        rows = self._db.execute("SELECT id, name FROM jobs ORDER BY submitted_at DESC LIMIT ?", (count,))
+        return [word for row in rows for word in row if word]
+
+    def add_intent(self, intent: Intent) -> None:
+        with self._db:
+            self._db.execute("INSERT INTO intents(token, id, name, node, workdir, pid, created_at) "
+                             "VALUES (?,?,?,?,?,?,?)",
+                             (intent.token, intent.id, intent.name, intent.node, intent.workdir, intent.pid,
+                              intent.created_at))
+
+    def drop_intent(self, token: str) -> None:
+        with self._db:
+            self._db.execute("DELETE FROM intents WHERE token = ?", (token,))
+
+    def intents(self) -> list[Intent]:
+        return [Intent(*row) for row in
+                self._db.execute("SELECT token, id, name, node, workdir, pid, created_at FROM intents")]
+
+    def _select(self, where: str, *values: object) -> list[Job]:
+        return [Job(*row[:5], bool(row[5]), row[6], row[7], json.loads(row[8]))
+                for row in self._db.execute(f"SELECT {_COLUMNS} FROM jobs {where}", values)]
+
+
+@contextmanager
+def open_index(path: Path | None = None) -> Iterator[Index]:
+    """The index of this computer; made when there is none, moved aside and begun anew when it is damaged.
+
+    Raises Failed when its directory cannot be written.
+    """
+    path = path or client_state_dir() / "index.sqlite"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        index = Index(_connect(path))
+    except (OSError, sqlite3.Error) as error:
+        raise Failed(f"the index cannot be opened ({error})", str(path),
+                     "set LAUNCH_HOME to a directory that you can write") from None
+    try:
+        yield index
+    except sqlite3.OperationalError as error:
+        raise Failed(f"the index cannot be used ({error})", str(path),
+                     "set LAUNCH_HOME to a directory that you can write") from None
+    except sqlite3.DatabaseError:
+        index.close()
+        raise Failed("the index is damaged and was moved aside to " + _move_aside(path).name, str(path),
+                     "launch status --rescan asks every node and fills a new one") from None
+    finally:
+        index.close()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    for _ in range(2):
+        db = sqlite3.connect(path, timeout=_BUSY_S)
+        try:
+            _prepare(db)
+            return db
+        except sqlite3.OperationalError:  # locked, read-only, disk full: the file itself is whole
+            db.close()
+            raise
+        except sqlite3.DatabaseError:
+            db.close()
+            aside = _move_aside(path)
+            print(f"launch: {path} was damaged and is now {aside.name}; launch status --rescan fills the new one",
+                  file=sys.stderr)
+    raise sqlite3.OperationalError("damaged, and it could not be replaced")
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version == _VERSION:
+        db.execute("SELECT key FROM jobs LIMIT 1").fetchone()
+        return
+    if version:
+        raise sqlite3.DatabaseError(f"version {version}")
+    with db:
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute("PRAGMA user_version").fetchone()[0] == 0:  # no other client was faster
+            for statement in _SCHEMA.split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+def _move_aside(path: Path) -> Path:
+    aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+    os.replace(path, aside)
+    journal = path.with_name(path.name + "-journal")
+    journal.unlink(missing_ok=True)
+    return aside

@@ -1,0 +1,91 @@
+"""The nodes a person can name: the entries of cluster.yaml as `cluster.inventory.Node`, and `local`, which needs none."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.errors import Unusable
+from cluster.inventory import DEFAULT_WORKDIR, Node, local_node
+from cluster.spec import PythonEnv
+from launcher.errors import Wrong, nearest
+
+if TYPE_CHECKING:
+    from configs.schema import BaseNode, ClusterFile, Environment
+
+LOCAL = "local"
+
+
+def load_nodes(start: Path) -> dict[str, Node]:
+    """Every node by name; `local` is always there. Entries that this version cannot use are left out.
+
+    Raises ConfigError for a cluster.yaml with a mistake.
+    """
+    found = _cluster(start)
+    nodes = {LOCAL: _local(start)}
+    for name, entry in found.nodes.items() if found else ():
+        if _unusable(entry) is None:
+            nodes[name] = _node(name, entry, found.ssh_config, start)
+    return nodes
+
+
+def node_named(name: str, start: Path) -> Node:
+    """Raises Wrong with the nearest name for one that there is not, ConfigError for a bad cluster.yaml."""
+    found = _cluster(start)
+    entry = found.nodes.get(name) if found else None
+    if found and entry is not None:
+        if why := _unusable(entry):
+            raise Unusable(why, name)
+        return _node(name, entry, found.ssh_config, start)
+    if name == LOCAL:
+        return _local(start)
+    known = [LOCAL, *(found.nodes if found else ())]
+    close = nearest(name, known)
+    raise Wrong(f"no such node: {name!r}", found.source if found else None,
+                (f"nearest: {close}; " if close else "") + f"nodes: {', '.join(known)}"
+                + ("" if found else "; there is no cluster.yaml: see configs/cluster.example.yaml"))
+
+
+def _cluster(start: Path) -> ClusterFile | None:
+    from configs.load import load_cluster  # reads YAML: a command that asks no node does without
+
+    return load_cluster(start)
+
+
+def _unusable(entry: BaseNode) -> str | None:
+    if type(entry).__name__ == "SlurmNode":
+        return "this version of launch does not submit to SLURM; name a machine with via: ssh"
+    ssh = getattr(entry, "ssh", None)
+    if ssh is not None and ssh.client == "openssh":
+        return "this version of launch has no `ssh: {client: openssh}`; remove the entry to use its own client"
+    return None
+
+
+def _local(start: Path) -> Node:
+    return local_node(_data_beside_configs(start))
+
+
+def _data_beside_configs(start: Path) -> Path:
+    import configs
+
+    installed = Path(configs.__file__).parent.parent
+    return next((above for above in (start, *start.parents) if (above / "configs").is_dir()), installed) / "data"
+
+
+def _node(name: str, entry: BaseNode, ssh_config: str | None, start: Path) -> Node:
+    base = _local(start)
+    local = type(entry).__name__ == "LocalNode"
+    return Node(
+        name=name, via="local" if local else "ssh", host=getattr(entry, "host", None) or "",
+        workdir=entry.workdir or (base.workdir if local else DEFAULT_WORKDIR),
+        data=entry.data or (base.data if local else None),
+        python=_python(entry.env) or (base.python if local else PythonEnv()),
+        gpus=entry.gpus, agent_python=entry.agent_python or (base.agent_python if local else None),
+        share=entry.share, env_vars=dict(entry.env_vars), ssh_config=ssh_config)
+
+
+def _python(env: Environment | None) -> PythonEnv | None:
+    if env is None:
+        return None
+    if env.conda:
+        return PythonEnv("conda", env.conda, env.conda_base)
+    return PythonEnv("venv", env.venv) if env.venv else PythonEnv("python", env.python or "")

@@ -1,0 +1,183 @@
+"""Bringing the index up to date with the nodes: answers about jobs, and submits whose outcome was never heard.
+
+Every node is asked once, all at the same time. What a node does not say in time stays as it was, and is marked.
+"""
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cluster.errors import ClusterError, Unreachable
+from launcher.errors import LaunchError
+from launcher.index import Index, Intent, Job
+from launcher.jobs import from_view
+
+if TYPE_CHECKING:
+    from cluster.backends.base import Backend
+    from cluster.inventory import Node
+
+ASK_S = 3.0
+_SETTLE_AFTER_S = 60.0  # a node may still be at work on a submit whose client died this recently
+
+T = TypeVar("T")
+_backends: dict[str, Backend] = {}
+_connecting = threading.Lock()
+
+
+@dataclass
+class Refreshed:
+    """What came of asking."""
+
+    unreachable: dict[str, str] = field(default_factory=dict)  # node -> why
+    notes: list[str] = field(default_factory=list)  # for a person: what was found beside the answers
+    ended: list[Job] = field(default_factory=list)  # known to have ended only since this question
+
+
+def ask_all(questions: Mapping[str, Callable[[], T]], timeout_s: float) -> dict[str, T | LaunchError | ClusterError]:
+    """Ask every node in a thread of its own; one that takes longer than `timeout_s` counts as unreachable."""
+    answers: queue.SimpleQueue[tuple[str, T | BaseException]] = queue.SimpleQueue()
+
+    def ask(name: str, question: Callable[[], T]) -> None:
+        try:
+            answers.put((name, question()))
+        except BaseException as error:  # handed to the asking thread, which raises what is not a plain refusal
+            answers.put((name, error))
+
+    for name, question in questions.items():
+        threading.Thread(target=ask, args=(name, question), name=f"ask {name}", daemon=True).start()
+    deadline = time.monotonic() + timeout_s
+    found: dict[str, T | LaunchError | ClusterError] = {}
+    while len(found) < len(questions):
+        try:
+            name, answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            break
+        if isinstance(answer, BaseException) and not isinstance(answer, (ClusterError, LaunchError)):
+            raise answer
+        found[name] = answer
+    late = Unreachable(f"no answer in {timeout_s:g} s")
+    return {name: found.get(name, late) for name in questions}
+
+
+def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = ASK_S) -> Refreshed:
+    """Ask the nodes of these jobs about them, and about leftover submits; write the answers into the index."""
+    by_node: dict[str, list[Job]] = {}
+    for job in jobs:
+        by_node.setdefault(job.node, []).append(job)
+    leftovers: dict[str, list[Intent]] = {}
+    for intent in index.intents():
+        if not _in_progress(intent):
+            leftovers.setdefault(intent.node, []).append(intent)
+    names = [*by_node, *(name for name in leftovers if name not in by_node)]
+    if not names:
+        return Refreshed()
+    questions = {name: _question(name, by_node.get(name, []), leftovers.get(name, []), start) for name in names}
+    result = Refreshed()
+    for name, answer in ask_all(questions, timeout_s).items():
+        if isinstance(answer, Exception):
+            result.unreachable[name] = str(answer)
+        else:
+            _settle(index, result, name, answer, by_node.get(name, []))
+    return result
+
+
+def settle_leftovers(index: Index, start: Path) -> None:
+    """What every command does first: one look into the index, and a question only when a submit was cut off."""
+    refresh(index, [], start)
+
+
+def rescan(index: Index, start: Path, timeout_s: float = 30.0) -> Refreshed:
+    """Ask every node of cluster.yaml for every run directory it has, and forget what is no longer there."""
+    from launcher.nodes import load_nodes
+
+    nodes = load_nodes(start)
+    questions = {name: lambda node=node: backend_of(node).status(None) for name, node in nodes.items()}
+    result = Refreshed()
+    answered: dict[str, list[dict[str, Any]]] = {}
+    for name, answer in ask_all(questions, timeout_s).items():
+        if isinstance(answer, Exception):
+            result.unreachable[name] = str(answer)
+        else:
+            answered[name] = answer["jobs"]
+            result.notes += [f"{name}: {one['run_dir']}: {one['why']}" for one in answer["broken"]]
+    index.replace_nodes(list(answered), list(_attributed(answered, nodes).values()))
+    return result
+
+
+def backend_of(node: Node) -> Backend:
+    """The backend of a node; one connection per node and process, also when several threads ask."""
+    from cluster.backends.base import backend_for
+
+    with _connecting:
+        if node.name not in _backends or _backends[node.name].node != node:
+            _backends[node.name] = backend_for(node)
+        return _backends[node.name]
+
+
+def _question(name: str, jobs: list[Job], leftovers: list[Intent], start: Path) -> Callable[[], dict[str, Any]]:
+    def ask() -> dict[str, Any]:
+        from launcher.nodes import node_named
+
+        backend = backend_of(node_named(name, start))
+        answer: dict[str, Any] = {"jobs": [], "broken": []}
+        found = [(intent, backend.find(intent.token)) for intent in leftovers]
+        run_dirs = [job.run_dir for job in jobs] + [one["run_dir"] for _, one in found if one["run_dir"]]
+        if run_dirs:
+            answer = backend.status(run_dirs)
+        return {**answer, "found": found}
+
+    return ask
+
+
+def _settle(index: Index, result: Refreshed, name: str, answer: dict[str, Any], asked: list[Job]) -> None:
+    now = time.time()
+    fresh = [from_view(view, name, now) for view in answer["jobs"]]
+    index.put_all(fresh)
+    known = {job.run_dir for job in asked}
+    result.ended += [job for job in fresh if job.ended and job.run_dir in known]
+    result.notes += [f"{name}: {one['run_dir']}: {one['why']}" for one in answer["broken"]]
+    for intent, found in answer["found"]:
+        if found["run_dir"]:
+            result.notes.append(f"{found['id']} on {name} had been started: its submit was cut off before the answer came")
+            index.drop_intent(intent.token)
+        elif now - intent.created_at > _SETTLE_AFTER_S:
+            index.drop_intent(intent.token)
+
+
+def _in_progress(intent: Intent) -> bool:
+    """Whether the client that began it is still at work; its index is on this computer, so its pid is too."""
+    if intent.pid == os.getpid():
+        return False
+    try:
+        os.kill(intent.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _attributed(answered: dict[str, list[dict[str, Any]]], nodes: Mapping[str, Node]) -> dict[str, Job]:
+    """Each job once, under the node to ask about it: nodes that share a file system all see each other's jobs.
+
+    That is the node it was submitted to, unless that one was asked and does not have it: then the name means another
+    machine here.
+    """
+    now = time.time()
+    has = {name: {view["run_dir"] for view in views} for name, views in answered.items()}
+    jobs: dict[str, Job] = {}
+    for asking, views in answered.items():
+        for view in views:
+            meant = view.get("node")
+            mine = meant == asking
+            elsewhere = meant in nodes and meant != "local" and (meant not in has or view["run_dir"] in has[meant])
+            job = from_view(view, meant if elsewhere and not mine else asking, now)
+            if mine or job.key not in jobs:
+                jobs[job.key] = job
+    return jobs

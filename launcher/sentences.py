@@ -1,0 +1,90 @@
+"""What is said about one thing that was done or would be done: submitted, killed, restarted, ended, a dry run."""
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from launcher.views import age, first_line, visible
+
+if TYPE_CHECKING:
+    from launcher.control import Killed, Restarted, RestartPlan
+    from launcher.jobs import JobStatus
+    from launcher.submit import Draft, Submitted
+
+
+def submitted(job: Submitted, following: bool) -> str:
+    lines = [f"{job.id} on {job.node}: {job.run_dir}"]
+    if not following:
+        lines.append(f"  follow it: launch logs -f {job.id}")
+    lines.append(f"  {'Ctrl-C leaves it alone; ' if following else ''}stop it: launch kill {job.id}")
+    return "\n".join(lines)
+
+
+def fate(job: JobStatus) -> str:
+    """One line about how a job ended, and one about what to do then."""
+    line = f"{job.id} {job.state}"
+    if job.state != "COMPLETED" and job.reason:
+        line += f": {job.reason}" + (f": {visible(first_line(job.detail))}" if job.detail else "")
+    if job.state != "COMPLETED" and job.checkpoint_step is not None:
+        line += f"\n  from its checkpoint at step {job.checkpoint_step}: launch restart {job.id}"
+    return line
+
+
+def killed(result: Killed) -> str:
+    line = f"{result.id} {result.state}"
+    if result.already:
+        line += " (it had been asked to stop, or had ended, before)"
+    if result.checkpoint_step is not None:
+        line += f", checkpoint at step {result.checkpoint_step}"
+    freed = [f"{result.processes} process{'' if result.processes == 1 else 'es'}"] if result.processes else []
+    freed += [f"{result.gpu_mb / 1000:.1f} GB of GPU memory"] if result.gpu_mb else []
+    line += f", freed {' and '.join(freed)}" if freed else ""
+    left = "".join(f"\n  still there: {pid} {visible(command)}" for pid, command in result.survivors)
+    return line + left
+
+
+def restart_plan(plan: RestartPlan, asked: bool) -> str:
+    """The config diff, shown before anything is stopped."""
+    lines = [f"  {key}: {_value(old)} -> {_value(new)}" for key, old, new in plan.changes]
+    if asked and not lines:
+        lines = ["  the config stays as it is: it has these values already"]
+    if plan.code and plan.spec:
+        lines.append(f"  fresh code: {len(plan.code.files)} files" + _commit(plan.spec.code.git_sha, plan.spec.code.dirty))
+    return "\n".join([f"restarting {plan.job.id} on {plan.job.node}", *lines])
+
+
+def restarted(done: Restarted) -> str:
+    start = "from the start" if done.resume_step is None else f"from step {done.resume_step}"
+    return (f"{done.id} on {done.node}: attempt {done.attempt}, {start}\n  follow it: launch logs -f {done.id}\n"
+            f"  stop it: launch kill {done.id}")
+
+
+def draft(ready: Draft, command_lines: list[list[str]]) -> str:
+    """What `--dry-run` prints."""
+    spec = ready.spec
+    takes = f"{spec.gpus} GPUs" if spec.gpus else f"{spec.ranks} process{'es' if spec.ranks > 1 else ''} on the CPU"
+    rows = [("job", spec.id + (f" ({spec.name})" if spec.name else "")), ("node", f"{ready.node.name}, {takes}")]
+    if spec.time_s:
+        rows.append(("time", age(spec.time_s)))
+    rows += [("runs", shlex.join(line)) for line in command_lines]
+    rows.append(("code", _code(ready)))
+    rows.append(("resume", spec.resume))
+    rows.append(("restarts", str(spec.restart.max_restarts)))
+    text = "\n".join(f"{title:9} {value}" for title, value in rows)
+    return text + (f"\n\n# config.yaml\n{ready.config.rstrip()}" if ready.config else "")
+
+
+def _code(ready: Draft) -> str:
+    if ready.code is None:
+        return f"{ready.spec.cwd} as it is"
+    there = ", on the node already" if ready.have_code else ""
+    return (f"{len(ready.code.files)} files of {ready.code.root}, {ready.code.size / 1e6:.1f} MB"
+            + _commit(ready.spec.code.git_sha, ready.spec.code.dirty) + there)
+
+
+def _commit(sha: str | None, dirty: bool) -> str:
+    return f", {sha[:10]}{' with changes' if dirty else ''}" if sha else ""
+
+
+def _value(value: Any) -> str:
+    return visible(value if isinstance(value, str) else repr(value))

@@ -1,0 +1,241 @@
+"""What to run: a stage file, a run file, the --set values and a node become a JobSpec and its config."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.inventory import Node
+from cluster.spec import JobSpec, RestartPolicy, ResumeRule
+from launcher import snapshot
+from launcher.errors import Wrong
+
+if TYPE_CHECKING:
+    from configs.load import Resolved, Stage
+
+COMMAND = "command"  # the stage of `launch submit -- CMD`
+PACKAGES = ("launcher", "cluster", "jobs", "models", "configs")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked for; None means "as the stage file says". `start` is their current directory."""
+
+    start: Path
+    stage: str | None = None
+    argv: tuple[str, ...] = ()  # a command instead of a stage
+    node: str = "local"
+    gpus: int | None = None
+    config: str | None = None
+    sets: tuple[str, ...] = ()
+    name: str | None = None
+    resume: str = "auto"  # auto | never | a job | a path
+    max_restarts: int | None = None
+    time_s: float | None = None
+    grace_s: float | None = None
+    cwd: str | None = None  # a directory of the node: nothing is copied
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job before its node was asked: no id, token, code digest or config yet."""
+
+    spec: JobSpec
+    stage: Stage | None = None
+    run: Resolved | None = None
+    tree: Path | None = None  # what is copied; None: nothing
+    only: tuple[str, ...] | None = None  # of that tree
+
+
+def plan(request: Request, node: Node) -> Plan:
+    """Raises ConfigError and Wrong for every mistake that can be seen from here."""
+    _check_request(request)
+    return _plan_stage(request, node) if request.stage else _plan_command(request, node)
+
+
+def _check_request(request: Request) -> None:
+    if bool(request.stage) == bool(request.argv):
+        raise Wrong("either a stage or a command after `--` is needed" if not request.stage
+                    else "a stage and a command after `--` cannot be given together",
+                    hint="launch submit phase3 …   or   launch submit --name X -- python train.py …")
+    if request.argv and (request.config or request.sets):
+        raise Wrong("--config and --set belong to a stage; a command is run as it stands")
+    if request.stage and request.cwd:
+        raise Wrong("--cwd belongs to a command; a stage runs in its own copy of the code")
+    for text in (*request.argv, request.name or "", request.cwd or "", *request.sets):
+        if "\0" in text or not _is_text(text):
+            raise Wrong(f"{text!r} is not UTF-8 text")
+
+
+def _is_text(text: str) -> bool:
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
+
+
+def _plan_command(request: Request, node: Node) -> Plan:
+    tree = None if request.cwd else snapshot.work_tree(request.start) or request.start
+    inside = None if tree is None or tree == request.start else request.start.relative_to(tree).as_posix()
+    spec = JobSpec(
+        id="", token="", stage=COMMAND, kind="command", argv=request.argv, node=node.name, env=dict(node.env_vars),
+        cwd=request.cwd or inside, gpus=request.gpus or 0, restart=RestartPolicy(request.max_restarts or 0))
+    return Plan(_common(spec, request, node), tree=tree)
+
+
+def _plan_stage(request: Request, node: Node) -> Plan:
+    from configs.load import load_run, load_stage, parse_duration
+
+    stage = load_stage(request.stage or "", request.start)
+    run = load_run(stage, request.config, list(request.sets), request.start)
+    wanted, retry = run.resources, stage.spec.restart
+    if wanted.gpus == "shared" and request.gpus is None:
+        raise Wrong("`gpus: shared` cannot be given by this version of launch", str(stage.source),
+                    "give a number, or submit with --gpus N")
+    gpus = request.gpus if request.gpus is not None else int(wanted.gpus)
+    retries = retry.max_restarts if request.max_restarts is None else request.max_restarts
+    spec = JobSpec(
+        id="", token="", stage=stage.name, kind=stage.spec.kind, argv=stage.spec.argv, node=node.name,
+        pass_config=stage.spec.passes_config, env={**node.env_vars, **stage.spec.env}, secrets=stage.spec.secrets,
+        gpus=gpus, procs=wanted.procs, time_s=parse_duration(wanted.time) if wanted.time else None,
+        grace_s=stage.spec.grace_s, resume_rule=_resume_rule(stage),
+        restart=RestartPolicy(retries, retry.backoff_s, retry.backoff_max_s), progress=dict(stage.spec.progress))
+    tree, only = code_of(stage, request.start)
+    return Plan(_common(spec, request, node), stage, run, tree, only)
+
+
+def _common(spec: JobSpec, request: Request, node: Node) -> JobSpec:
+    return replace(
+        spec, name=request.name, python=node.python, share=node.share, resume=request.resume,
+        gpu_choice=None if node.gpus == "auto" else tuple(node.gpus),
+        time_s=spec.time_s if request.time_s is None else request.time_s,
+        grace_s=spec.grace_s if request.grace_s is None else request.grace_s)
+
+
+def _resume_rule(stage: Stage) -> ResumeRule:
+    rule = stage.spec.resume
+    return ResumeRule(rule) if isinstance(rule, str) else ResumeRule("glob", rule.glob, rule.arg, rule.verify)
+
+
+# --- which code -------------------------------------------------------------------------------------------------------
+
+def code_of(stage: Stage, start: Path) -> tuple[Path, tuple[str, ...] | None]:
+    """The tree that holds the stage's program -> (its root, which of its entries; None for all).
+
+    Looked for around the current directory, then beside the stage file, then where launch itself is installed. A
+    program that is in none of them (a module of the node's environment) runs beside the current work tree.
+    """
+    home = work_tree_or(start)
+    for tree in dict.fromkeys((home, *_between(start, home), stage.source.parent.parent.parent)):
+        if holds(tree, stage):
+            return (tree, None) if tree != installed_root() else (tree, installed_only())
+    if holds(installed_root(), stage):
+        return installed_root(), installed_only()
+    return home, None
+
+
+def work_tree_or(start: Path) -> Path:
+    return snapshot.work_tree(start) or start
+
+
+def installed_root() -> Path:
+    return Path(__file__).resolve().parent.parent
+
+
+def installed_only() -> tuple[str, ...] | None:
+    """Nothing but the five packages when launch lies among other installed ones; everything in a work tree."""
+    return None if snapshot.work_tree(installed_root()) == installed_root() else PACKAGES
+
+
+def _between(start: Path, root: Path) -> list[Path]:
+    return [above for above in (start, *start.parents) if above.is_relative_to(root)]
+
+
+def holds(tree: Path, stage: Stage) -> bool:
+    """Whether the program of a stage is a file of `tree`. A command is looked for on the node's PATH instead."""
+    if stage.spec.kind == "command":
+        return tree in (stage.source.parent.parent.parent, *stage.source.parents)
+    program = stage.spec.argv[0]
+    if "/" in program or program.endswith(".py"):
+        return (tree / program).is_file()
+    module = tree.joinpath(*program.split("."))
+    return module.with_name(module.name + ".py").is_file() or (module / "__init__.py").is_file()
+
+
+# --- which paths ------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Paths:
+    """The paths of a config as they are on the node, and what the node must be asked about them."""
+
+    values: dict[str, str]  # dotted key -> path on the node (`~` is the home there)
+    from_here: dict[str, Path]  # dotted key -> the nearest thing that exists here on its way, for relative --set paths
+    inputs: tuple[str, ...]  # dotted keys of paths that must exist
+
+    def asked(self) -> list[str]:
+        return list(dict.fromkeys([*(str(path) for path in self.from_here.values()),
+                                   *(self.values[key] for key in self.inputs)]))
+
+
+NO_PATHS = Paths({}, {}, ())
+
+
+def paths_of(run: Resolved, stage: Stage, node: Node, start: Path) -> Paths:
+    """A relative path of a run file is below the node's `data:`, one of a --set below the current directory.
+
+    Raises Wrong when the node has no `data:`.
+    """
+    from configs.load import look_up
+
+    values: dict[str, str] = {}
+    from_here: dict[str, Path] = {}
+    for key in run.path_keys:
+        value = look_up(run.data, tuple(key.split(".")))
+        if value.startswith(("/", "~")):
+            values[key] = value
+        elif key in run.set_path_keys:
+            values[key] = os.path.normpath(start / value)
+            from_here[key] = nearest_existing(Path(values[key]))
+        elif node.data is None:
+            raise Wrong(f"{key} = {value!r} is relative, and the node has no `data:` directory to look in", node.name,
+                        f"add `data:` to {node.name} in cluster.yaml, or --set {key}=/absolute/path")
+        else:
+            values[key] = os.path.join(node.data, value)
+    return Paths(values, from_here, run.path_keys if stage.spec.schema else ())
+
+
+def nearest_existing(path: Path) -> Path:
+    return next(above for above in (path, *path.parents) if above.exists())
+
+
+def check_paths(paths: Paths, stats: dict[str, Any], node: Node) -> None:
+    """Raises Wrong for a relative --set path that means nothing on the node, and for an input that is not there."""
+    for key, anchor in paths.from_here.items():
+        check_seen(f"--set {key}", anchor, stats, node)
+    for key in paths.inputs:
+        if stats.get(paths.values[key]) is None:
+            raise Wrong(f"{key}: there is no {paths.values[key]} on this node", node.name,
+                        f"mend the run file, or --set {key}=/path/on/{node.name}")
+
+
+def check_seen(option: str, here: Path, stats: dict[str, Any], node: Node) -> None:
+    """Raises Wrong unless the node sees the very file that is here: it answered [inode, size, mtime_ns] for its path."""
+    if node.via == "local":
+        return
+    info, seen = here.stat(), stats.get(str(here))
+    if seen is None or list(seen) != [info.st_ino, info.st_size, info.st_mtime_ns]:
+        raise Wrong(f"{option}: a relative path means your current directory, and {node.name} does not see it",
+                    hint=f"give the absolute path on {node.name}")
+
+
+def config_text(run: Resolved, values: dict[str, str], home: str) -> str:
+    """config.yaml as the job reads it: every path absolute on the node."""
+    from configs.load import dump, with_values
+
+    return dump(with_values(run.data, {key: expand(value, home) for key, value in values.items()}))
+
+
+def expand(path: str, home: str) -> str:
+    """`~` by the home directory on the node."""
+    return home + path[1:] if path == "~" or path.startswith("~/") else path

@@ -1,0 +1,202 @@
+"""Starting a job: look at everything first, note the intent, then ask the node; a lost answer is asked for once more."""
+from __future__ import annotations
+
+import getpass
+import io
+import os
+import re
+import secrets
+import socket
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cluster.errors import ClusterError, Unreachable, Unusable
+from cluster.inventory import Node
+from cluster.spec import JobSpec, digest
+from launcher import jobs, reconcile, snapshot, stages
+from launcher.errors import LaunchError, Refused, Wrong
+from launcher.index import Index, Intent, Job
+
+_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that is mistaken for something else
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A job that could be submitted now: everything is resolved and checked, nothing has happened yet."""
+
+    spec: JobSpec
+    node: Node
+    code: snapshot.Snapshot | None
+    config: str | None  # config.yaml, with paths of the node
+    have_code: bool  # the node has this snapshot already
+
+
+@dataclass(frozen=True)
+class Submitted:
+    id: str
+    node: str
+    run_dir: str
+    pid: int | None  # of its supervisor
+    attempt: int
+
+
+def draft(index: Index, request: stages.Request) -> Draft:
+    """Resolve a request and ask its node whether it can take the job.
+
+    Raises ConfigError, Wrong, TooBig and ClusterError: everything that a person can have got wrong.
+    """
+    from launcher.nodes import node_named
+
+    node = node_named(request.node, request.start)
+    check_name(index, request.name, request.start)
+    resume = _resume_path(index, request)
+    here = {option: stages.nearest_existing(Path(path))
+            for option, path in (("--resume", resume.from_here), ("--cwd", _cwd_from_here(request))) if path}
+    plan = stages.plan(replace(request, resume=resume.value, cwd=_cwd_from_here(request) or request.cwd), node)
+    code = snapshot.take(plan.tree, plan.only) if plan.tree else None
+    paths = stages.paths_of(plan.run, plan.stage, node, request.start) if plan.run and plan.stage else stages.NO_PATHS
+    prepared = reconcile.backend_of(node).prepare(
+        code_digest=code.code.digest if code else None, stat=[*paths.asked(), *map(str, here.values())],
+        python=plan.spec.python, cwd=plan.spec.cwd if request.cwd else None)
+    for option, place in here.items():
+        stages.check_seen(option, place, prepared["stats"], node)
+    stages.check_paths(paths, prepared["stats"], node)
+    _check_prepared(plan.spec, prepared, node)
+    config = stages.config_text(plan.run, paths.values, prepared["home"]) if plan.run else None
+    spec = replace(
+        plan.spec, id=new_id(plan.spec.stage), token=secrets.token_hex(16), submitted_at=time.time(),
+        submitted_by=f"{getpass.getuser()}@{socket.gethostname()}",
+        resume=stages.expand(plan.spec.resume, prepared["home"]),
+        config_digest=digest(config.encode()) if config is not None else None,
+        code=code.code if code else plan.spec.code)
+    return Draft(spec, node, code, config, bool(prepared.get("have_code")))
+
+
+def send(index: Index, ready: Draft) -> Submitted:
+    """Start a drafted job. The intent is on disk before the node is asked, so no job is ever lost from sight.
+
+    Raises Unreachable when twice no answer came; the next command finds out what became of it.
+    """
+    spec = ready.spec
+    index.add_intent(Intent(spec.token, spec.id, spec.name, ready.node.name, ready.node.workdir, os.getpid(),
+                            time.time()))
+    try:
+        answer = _ask_twice(ready)
+    except Unreachable as error:
+        raise Unreachable(error.what, error.node, f"whether {spec.id} was started is not known; launch status finds out "
+                          "as soon as the node answers") from None
+    except (ClusterError, LaunchError):  # the node said no: nothing was started, nothing is to be looked for later
+        index.drop_intent(spec.token)
+        raise
+    index.started(_as_job(spec, ready.node, answer))
+    return Submitted(answer["id"], ready.node.name, answer["run_dir"], answer.get("pid"), answer.get("attempt", 0))
+
+
+def _ask_twice(ready: Draft) -> dict[str, Any]:
+    """The same token again is the same job, so a submit whose answer was lost may be repeated."""
+    try:
+        return _ask(ready)
+    except Unreachable:
+        return _ask(ready)
+
+
+def _ask(ready: Draft) -> dict[str, Any]:
+    with packed(None if ready.have_code else ready.code) as payload:
+        return reconcile.backend_of(ready.node).submit(ready.spec, ready.config, secret_values(ready.spec), payload)
+
+
+def packed(code: snapshot.Snapshot | None) -> BinaryIO:
+    """What travels with a request: the code, or nothing."""
+    return io.BytesIO() if code is None else code.pack()
+
+
+def secret_values(spec: JobSpec) -> dict[str, str]:
+    """What this environment knows of a job's secrets; they travel in the request and stand in no file of the job."""
+    return {name: os.environ[name] for name in spec.secrets if os.environ.get(name)}
+
+
+def new_id(stage: str) -> str:
+    """`phase3-7kq2x9`; the node takes another ending when this one is taken."""
+    stem = re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-")[:40] or "job"
+    return f"{stem}-{''.join(secrets.choice(_ALPHABET) for _ in range(6))}"
+
+
+def check_name(index: Index, name: str | None, start: Path) -> None:
+    """Raises Wrong for a name that another job which has not ended has, or that could not be told from something else."""
+    if name is None:
+        return
+    if not name.strip() or name.startswith(("@", "-")):
+        raise Wrong(f"--name {name!r}: a name begins with neither @ nor - and is not empty")
+    holders = [job for job in index.with_name(name) if not job.ended]
+    if holders:
+        reconcile.refresh(index, holders, start)
+        for job in holders:
+            now = index.with_key(job.key)
+            if now and not now.ended:
+                raise Wrong(f"--name {name!r} is taken by {job.id} on {job.node}, which has not ended",
+                            hint=f"take another name, or: launch kill {job.id}")
+
+
+def _check_prepared(spec: JobSpec, prepared: dict[str, Any], node: Node) -> None:
+    if problem := prepared.get("env_problem"):
+        raise Unusable(problem["what"], node.name, problem["hint"])
+    free = [gpu for gpu in prepared.get("gpus", ()) if spec.gpu_choice is None or gpu["index"] in spec.gpu_choice]
+    if spec.gpus > len(free):
+        raise Wrong(f"the job asks for {_count(spec.gpus)}, the node has {len(free) or 'none'}", node.name,
+                    f"--gpus {len(free)}" + ("" if free else f": {_count(spec.procs, 'process')} on the CPU"))
+
+
+def _count(number: int, noun: str = "GPU") -> str:
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number} {noun if number == 1 else plural}"
+
+
+@dataclass(frozen=True)
+class _Resume:
+    value: str  # auto, never, or a path on the node
+    from_here: str | None = None  # the same path when it is one of this computer, which the node must see too
+
+
+def _resume_path(index: Index, request: stages.Request) -> _Resume:
+    """What --resume means. Raises Wrong."""
+    word = request.resume
+    if word in ("auto", "never") or word.startswith(("/", "~")):
+        return _Resume(word)
+    here = os.path.normpath(request.start / word)
+    if os.path.exists(here):
+        return _Resume(here, here)
+    if "/" in word:
+        raise Wrong(f"--resume {word}: there is no such path here",
+                    hint=f"give the absolute path on {request.node}, or the id of a job")
+    job = jobs.find(index, word)
+    if job.node != request.node:
+        raise Wrong(f"--resume {word}: {job.id} ran on {job.node}, this job would run on {request.node}",
+                    hint="give the absolute path of the checkpoint if both nodes see it")
+    return _Resume(_newest_checkpoint(job, request))
+
+
+def _cwd_from_here(request: stages.Request) -> str | None:
+    """The directory that a relative --cwd means."""
+    if request.cwd is None or request.cwd.startswith(("/", "~")):
+        return None
+    return os.path.normpath(request.start / request.cwd)
+
+
+def _newest_checkpoint(job: Job, request: stages.Request) -> str:
+    from launcher.nodes import node_named
+
+    shown = reconcile.backend_of(node_named(job.node, request.start)).show(job.run_dir)
+    good = [found["name"] for found in shown["checkpoints"] if found["verified"] is not False]
+    if not good:
+        raise Refused(f"--resume {request.resume}: {job.id} has no checkpoint", job.node)
+    return f"{job.run_dir}/checkpoints/{good[0]}"
+
+
+def _as_job(spec: JobSpec, node: Node, answer: dict[str, Any]) -> Job:
+    """What is known of a job before it is asked about for the first time."""
+    view = {"id": answer["id"], "name": spec.name, "stage": spec.stage, "node": node.name, "token": spec.token,
+            "run_dir": answer["run_dir"], "state": "PENDING", "detail": "starting", "attempt": answer.get("attempt", 0),
+            "submitted_at": spec.submitted_at, "backend": "host"}
+    return jobs.from_view(view, node.name, time.time())

@@ -1,0 +1,163 @@
+"""Values in, text out: the tables and sentences a person reads. `--json` is another view of the same values."""
+from __future__ import annotations
+
+import json
+import time
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from launcher.jobs import JobStatus
+
+# Columns left out, first to last, when the terminal is too narrow for all of them.
+_DISPENSABLE = ("it/s", "attempt", "stage", "eta", "gpus", "loss", "name", "age")
+_NARROWEST_REASON = 24
+
+
+def width(text: str) -> int:
+    """Columns that `text` takes on a terminal: Korean, Chinese and Japanese characters take two."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def cut(text: str, columns: int) -> str:
+    """`text` in at most `columns` columns, with `…` where something is missing."""
+    if width(text) <= columns:
+        return text
+    kept, used = [], 0
+    for character in text:
+        used += width(character)
+        if used > columns - 1:
+            break
+        kept.append(character)
+    return "".join(kept) + "…"
+
+
+def visible(text: str) -> str:
+    """One line without control characters: a name or message from elsewhere must not move the cursor."""
+    return "".join(c if c.isprintable() else "\\n" if c == "\n" else "�" for c in text)
+
+
+def age(seconds: float) -> str:
+    """`42 s`, `4 min`, `5 h`, `3 d`."""
+    seconds = max(0.0, seconds)
+    for limit, divisor, unit in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            return f"{int(seconds // divisor)} {unit}"
+    return f"{int(seconds // 86400)} d"
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def status_table(jobs: Sequence[JobStatus], columns: int | None = None, now: float | None = None) -> str:
+    """One line per job under a line of titles; `columns` is the terminal's width, None for as wide as it takes.
+
+    A column that is empty for every job is left out.
+    """
+    now = time.time() if now is None else now
+    table = {title: [visible(show(job, now)) for job in jobs] for title, show in _COLUMNS.items()}
+    table = {title: cells for title, cells in table.items() if any(cells) or title in ("id", "state")}
+    if columns is not None:
+        _fit(table, columns)
+    return aligned(table)
+
+
+def aligned(table: dict[str, list[str]]) -> str:
+    """Columns of equal width under their titles; numbers are aligned to the right."""
+    lines = [list(row) for row in zip(*([title, *cells] for title, cells in table.items()))]
+    widths = [max(width(row[i]) for row in lines) for i in range(len(table))]
+    right = [title in _RIGHT for title in table]
+    return "\n".join("  ".join(_pad(*cell) for cell in zip(row, widths, right)).rstrip() for row in lines)
+
+
+def _pad(text: str, columns: int, right: bool) -> str:
+    space = " " * (columns - width(text))
+    return space + text if right else text + space
+
+
+def _fit(table: dict[str, list[str]], columns: int) -> None:
+    """Shorten the reasons, then leave columns out, until the table fits."""
+    for title in (None, *_DISPENSABLE):
+        if title:
+            table.pop(title, None)
+        spare = columns - _table_width(table, leave_out="reason") - 2
+        if "reason" not in table and spare >= -2:
+            return
+        if "reason" in table and spare >= _NARROWEST_REASON:
+            break
+    if "reason" in table:
+        table["reason"] = [cut(cell, max(spare, len("reason"))) for cell in table["reason"]]
+
+
+def _table_width(table: dict[str, list[str]], leave_out: str) -> int:
+    kept = [(title, cells) for title, cells in table.items() if title != leave_out]
+    return sum(max(width(cell) for cell in (title, *cells)) for title, cells in kept) + 2 * (len(kept) - 1)
+
+
+def number(value: float | str | None, digits: int = 4) -> str:
+    """Four significant digits, without an exponent where it can be read without."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value:.{digits}g}"
+
+
+def why(job: JobStatus, now: float) -> str:
+    """What a person needs to know beside the state: the reason, what it waits for, how old the answer is."""
+    parts = ["by hand"] if job.by_hand else []
+    if job.reason and job.state != "COMPLETED":
+        parts.append(job.reason + (f": {first_line(job.detail)}" if job.detail else ""))
+    elif job.state == "PENDING" and job.detail:
+        parts.append(first_line(job.detail))
+    if job.state == "RESTARTING" and job.retry_at and job.retry_at > now:
+        parts.append(f"again in {age(job.retry_at - now)}")
+    if job.ended and job.state != "COMPLETED" and job.checkpoint_step is not None:
+        parts.append(f"checkpoint at step {job.checkpoint_step}")
+    if job.stale:
+        parts.append(last_seen(job))
+    return "; ".join(parts)
+
+
+def last_seen(job: JobStatus) -> str:
+    return f"last seen {age(job.last_seen_s)} ago"
+
+
+def first_line(text: str) -> str:
+    return text.strip().split("\n", 1)[0]
+
+
+def _steps(job: JobStatus, now: float) -> str:
+    if job.step is None:
+        return ""
+    return str(job.step) if job.total is None else f"{job.step}/{job.total}"
+
+
+def _gpus(job: JobStatus, now: float) -> str:
+    return str(len(job.gpus)) if job.gpus else ""
+
+
+def _eta(job: JobStatus, now: float) -> str:
+    return age(job.eta_s) if job.eta_s is not None and job.state == "RUNNING" else ""
+
+
+def _age(job: JobStatus, now: float) -> str:
+    since = job.ended_at if job.ended else job.submitted_at or job.started_at
+    return age(now - since) if since else ""
+
+
+_COLUMNS: dict[str, Callable[[JobStatus, float], str]] = {
+    "id": lambda job, now: job.id,
+    "name": lambda job, now: cut(job.name or "", 24),
+    "stage": lambda job, now: job.stage,
+    "node": lambda job, now: job.node,
+    "gpus": _gpus,
+    "state": lambda job, now: job.state,
+    "step": _steps,
+    "loss": lambda job, now: number(job.loss),
+    "it/s": lambda job, now: number(job.it_s, 3),
+    "eta": _eta,
+    "attempt": lambda job, now: "" if not job.attempt else str(job.attempt),
+    "age": _age,
+    "reason": why,
+}
+_RIGHT = frozenset({"gpus", "step", "loss", "it/s", "eta", "attempt", "age"})
