@@ -96,7 +96,8 @@ _NAMES = {cls: name for name, cls in _KINDS.items()}
 
 
 def encode(event: Event) -> dict[str, Any]:
-    return {"v": EVENT_VERSION, "event": _NAMES[type(event)]} | asdict(event)
+    values = {name: value.value if isinstance(value, Enum) else value for name, value in asdict(event).items()}
+    return {"v": EVENT_VERSION, "event": _NAMES[type(event)]} | values
 
 
 def decode(raw: dict[str, Any]) -> Event:
