@@ -114,8 +114,11 @@ class _Selection:
         return newer or view["state"] in ENDED_WORDS
 
     def check(self, view: dict[str, Any]) -> None:
-        """Raises Unusable when nothing was found although there are logs: a rank or an attempt that never was."""
-        if self._logs:
+        """Raises Unusable when nothing was found although there are logs: a rank or an attempt that never was.
+
+        No rank at all is what a client asks for that only waits for the end.
+        """
+        if self._logs or not self._ranks:
             return
         if view["by_hand"]:
             raise Unusable(f"{view['id']} was started by hand: its output went where it was started")
