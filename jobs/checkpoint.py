@@ -4,8 +4,9 @@
     checkpoints/.tmp-…                being written; never counts
     checkpoints/best.json             {"checkpoint": name, "metric": …, "value": …}: never pruned
 
-Everything is written aside, synced, the manifest with all hashes last, then one rename makes it a checkpoint. Rank 0
-copies the tensors into buffers that are kept, and a thread writes them while training goes on.
+Everything is written aside, synced, the manifest with all hashes last, then one rename makes it a
+checkpoint. Rank 0 copies the tensors into buffers that are kept, and a thread writes them while training goes
+on.
 """
 from __future__ import annotations
 
@@ -60,14 +61,16 @@ class Writer:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def start(self, step: int, tensors: Tensors, state: dict[str, Any]) -> None:
-        """Snapshot now, write in the background. Waits for the one before, and raises WriteFailed if that failed."""
+        """Snapshot now, write in the background. Waits for the one before, and raises WriteFailed if that
+        failed."""
         self.wait()
         if step == self._last_step:
             return
         began = time.monotonic()
         self._snapshot(tensors)
         self._last_step = step
-        self._thread = threading.Thread(target=self._write, args=(step, state, began), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(step, state, began), name="checkpoint",
+                                        daemon=True)
         self._thread.start()
 
     def poll(self) -> None:
@@ -156,9 +159,9 @@ def read_best(directory: Path) -> dict[str, Any] | None:
 def prune(directory: Path, keep_last: int, newest: Path) -> list[Path]:
     """Delete all but the last `keep_last` checkpoints, the best one and `newest`, which was just verified.
 
-    The last ones are those of the latest attempt first: after a resume from further back, the higher steps of an
-    older attempt belong to a branch that was left. A directory is renamed before it is emptied, so that one half
-    deleted is never taken for a checkpoint.
+    The last ones are those of the latest attempt first: after a resume from further back, the higher steps of
+    an older attempt belong to a branch that was left. A directory is renamed before it is emptied, so that
+    one half deleted is never taken for a checkpoint.
     """
     best = read_best(directory)
     keep = {newest.name, best["checkpoint"] if best else newest.name}

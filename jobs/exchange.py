@@ -1,9 +1,10 @@
 """One collective per update: gradients, flags and scalars in a single flat buffer.
 
-Why not DistributedDataParallel: after its first backward it re-orders its buckets by the order in which gradients
-became ready, so a resumed process sums in another order than the one that had lived longer. With 2 ranks that cannot be
-seen (a+b = b+a), with 3 the losses differ in the last bits. Here the layout is the parameter order, from the first
-update on, and a sum does not depend on the age of the process. Stop and error flags travel along for free.
+Why not DistributedDataParallel: after its first backward it re-orders its buckets by the order in which
+gradients became ready, so a resumed process sums in another order than the one that had lived longer. With 2
+ranks that cannot be seen (a+b = b+a), with 3 the losses differ in the last bits. Here the layout is the
+parameter order, from the first update on, and a sum does not depend on the age of the process. Stop and error
+flags travel along for free.
 """
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Totals:
 
 
 class Exchange:
-    """The gradients of `parameters` as views into the buffer, so that nothing is copied around the collective.
+    """The gradients of `parameters` as views into the buffer, so that nothing is copied around the
+    collective.
 
     fp32; `passes` rows of `scalars` numbers each follow the gradients, then the two flags.
     """
@@ -60,7 +62,8 @@ class Exchange:
         self._rows /= self._world.size
         norm = torch.linalg.vector_norm(self._gradients)
         numbers = torch.cat([norm[None], self._buffer[self._size:]]).tolist()  # the only wait for the device
-        rows = [numbers[1 + i * self._rows.shape[1]:1 + (i + 1) * self._rows.shape[1]] for i in range(self._passes)]
+        width = self._rows.shape[1]
+        rows = [numbers[1 + row * width:1 + (row + 1) * width] for row in range(self._passes)]
         return Totals(stop=numbers[-2] > 0, failed=numbers[-1] > 0, norm=numbers[0], rows=rows)
 
     def clip(self, norm: float, limit: float) -> None:

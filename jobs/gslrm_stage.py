@@ -60,9 +60,10 @@ class GSLRMStage(Stage):
         gaussians = self._model(images[:, :count], c2w[:, :count], fxfycxcy[:, :count])
         first = count if training.targets == "heldout" else 0
         with torch.autocast(self._device.type, enabled=False):
-            loss, mse = self._pictures.deferred(gaussians, images[:, first:], batch.masks[:, first:], c2w[:, first:],
-                                                fxfycxcy[:, first:], step)
-            loss = loss + self._geometry(gaussians, batch.masks[:, :count], c2w[:, :count], fxfycxcy[:, :count])
+            masks = batch.masks
+            loss, mse = self._pictures.deferred(gaussians, images[:, first:], masks[:, first:],
+                                                c2w[:, first:], fxfycxcy[:, first:], step)
+            loss = loss + self._geometry(gaussians, masks[:, :count], c2w[:, :count], fxfycxcy[:, :count])
         return loss, {"mse": mse}
 
     def _geometry(self, gaussians: Gaussians, masks: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Tensor:
@@ -91,7 +92,8 @@ class GSLRMStage(Stage):
         return found
 
     def artifacts(self, directory: Path) -> None:
-        """gaussians.ply, and the held-out views of one validation sample before training, after it, and in truth."""
+        """gaussians.ply, and the held-out views of one validation sample before training, after it, and in
+        truth."""
         before = build_model(self._config).to(self._device).eval()
         self._model.eval()
         with torch.no_grad():
@@ -102,7 +104,8 @@ class GSLRMStage(Stage):
 def check_renderer(config: Phase3Run, device: torch.device) -> None:
     """Raises JobError when this machine cannot render, or the pictures are too small to compare."""
     if config.model.image_size < losses.SSIM_WINDOW:
-        raise JobError(f"model.image_size = {config.model.image_size}: SSIM needs at least {losses.SSIM_WINDOW} px")
+        raise JobError(f"model.image_size = {config.model.image_size}: SSIM needs at least "
+                       f"{losses.SSIM_WINDOW} px")
     if device.type == "cuda":
         try:
             load_gsplat()  # compiled at first use, for minutes
@@ -130,8 +133,8 @@ class PictureLoss:
                  step: int) -> tuple[Tensor, Tensor]:
         """(loss, mean squared error) of the renderings against images [B, T, 3, H, W].
 
-        The renderer's graph of one group of views is alive at a time, so memory does not grow with the target views;
-        the gradients in the Gaussians are kept and handed to the network's backward.
+        The renderer's graph of one group of views is alive at a time, so memory does not grow with the target
+        views; the gradients in the Gaussians are kept and handed to the network's backward.
         """
         leaves = gaussians.map(lambda field: field.detach().requires_grad_())
         batch, views, _, height, width = images.shape
@@ -156,7 +159,8 @@ class PictureLoss:
         parts = masks.split(group, 1)
         inside = torch.stack([(part > 0.5).sum() for part in parts]).double()
         outside = torch.stack([(part < 0.5).sum() for part in parts]).double()
-        return list(zip((inside / inside.sum().clamp(min=1)).tolist(), (outside / outside.sum().clamp(min=1)).tolist()))
+        shares = torch.stack([inside / inside.sum().clamp(min=1), outside / outside.sum().clamp(min=1)], 1)
+        return [(share[0], share[1]) for share in shares.tolist()]
 
     def _terms(self, rendering: Tensor, target: Tensor, mask: Tensor, step: int, share: float,
                mask_shares: tuple[float, float]) -> Tensor:

@@ -1,7 +1,9 @@
-"""Fixed validation of a reconstructor: every leave-one-out view of every validation sample, each time the same.
+"""Fixed validation of a reconstructor: every leave-one-out view of every validation sample, each time the
+same.
 
-Beside the model stand two pictures that need no model: the white image and, per view of the rig, the mean training
-image. A run that turns white gains 8 dB over its first step; only what beats these two has learned something.
+Beside the model stand two pictures that need no model: the white image and, per view of the rig, the mean
+training image. A run that turns white gains 8 dB over its first step; only what beats these two has learned
+something.
 """
 from __future__ import annotations
 
@@ -40,15 +42,17 @@ def items_of(val: MultiView, input_views: int) -> list[Item]:
         for heldout in range(views):
             rest = [(heldout + offset) % views for offset in range(1, views)]
             count = min(input_views, len(rest))
-            found.append(Item(sample, heldout, tuple(sorted(rest[i * len(rest) // count] for i in range(count)))))
+            inputs = sorted(rest[i * len(rest) // count] for i in range(count))
+            found.append(Item(sample, heldout, tuple(inputs)))
     return found
 
 
 class Heldout:
-    """The validation of one run; the items are divided over the ranks and the results summed in a fixed order."""
+    """The validation of one run; the items are divided over the ranks and the results summed in a fixed
+    order."""
 
-    def __init__(self, val: MultiView, train: MultiView, input_views: int, background: tuple[float, float, float],
-                 world: World) -> None:
+    def __init__(self, val: MultiView, train: MultiView, input_views: int,
+                 background: tuple[float, float, float], world: World) -> None:
         self._val, self._background, self._world = val, background, world
         self.items = items_of(val, input_views)
         means = _mean_images(train, world)
@@ -70,10 +74,9 @@ class Heldout:
     def predict(self, model: GSLRM, item: Item) -> Tensor:
         """The held-out view [3, S, S], not clamped."""
         views = self._val.views(item.sample)
-        target = [item.heldout]
-        rendering = render(self.reconstruct(model, views, item), views.c2w[None, target].to(self._world.device),
-                           views.fxfycxcy[None, target].to(self._world.device), self._val.size, self._val.size,
-                           self._background)
+        target, device, size = [item.heldout], self._world.device, self._val.size
+        rendering = render(self.reconstruct(model, views, item), views.c2w[None, target].to(device),
+                           views.fxfycxcy[None, target].to(device), size, size, self._background)
         return rendering.image[0, 0]
 
     def reconstruct(self, model: GSLRM, views: Views, item: Item) -> Gaussians:
@@ -90,7 +93,8 @@ class Heldout:
         return self.reconstruct(model, self._val.views(0), self.items[0])
 
     def picture(self, models: list[GSLRM]) -> np.ndarray:
-        """uint8 [H, W, 3]: the held-out views of the first sample side by side, a row per model, then the truth."""
+        """uint8 [H, W, 3]: the held-out views of the first sample side by side, a row per model, then the
+        truth."""
         shown = [item for item in self.items if item.sample == 0][:_SHOWN_VIEWS]
         rows = [torch.cat([self.predict(model, item) for item in shown], 2) for model in models]
         rows.append(torch.cat([self.ground_truth(item) for item in shown], 2))

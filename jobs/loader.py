@@ -1,7 +1,7 @@
 """Which samples a rank sees in which pass, and the processes that read them.
 
-There is no sampler state: pass `s` of rank `r` is a function of (seed, s, r), so a resumed run sees exactly what an
-uninterrupted one would have seen, whatever the loader processes had fetched ahead when it stopped.
+There is no sampler state: pass `s` of rank `r` is a function of (seed, s, r), so a resumed run sees exactly
+what an uninterrupted one would have seen, whatever the loader processes had fetched ahead when it stopped.
 """
 from __future__ import annotations
 
@@ -65,10 +65,12 @@ class Order:
 def batches(source: Source, order: Order, start: int, stop: int, workers: int, pin: bool) -> Iterator[Any]:
     """The batches of passes `start`..`stop`-1, read by `workers` processes (0: in this one).
 
-    A bad sample comes as a JobError in place of its batch: raised in a loader process it would arrive as a traceback.
+    A bad sample comes as a JobError in place of its batch: raised in a loader process it would arrive as a
+    traceback.
     """
     loader = DataLoader(
-        _Fetch(source), batch_size=None, sampler=_Plan(order, range(start, stop)), num_workers=workers, collate_fn=_as_is, pin_memory=pin,
+        _Fetch(source), batch_size=None, sampler=_Plan(order, range(start, stop)), num_workers=workers,
+        collate_fn=_as_is, pin_memory=pin,
         worker_init_fn=partial(_become_worker, os.getpid()) if workers else None,
     )
     return iter(loader)
@@ -101,8 +103,8 @@ def _as_is(batch: Any) -> Any:
 
 
 def _become_worker(parent: int, _worker: int) -> None:
-    """A loader process leaves when its rank asks it to or dies, and for nobody else's TERM or INT: torchrun signals
-    whole sessions, and a rank without its loader cannot reach the step it agreed to stop at."""
+    """A loader process leaves when its rank asks it to or dies, and for nobody else's TERM or INT: torchrun
+    signals whole sessions, and a rank without its loader cannot reach the step it agreed to stop at."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -24,7 +24,8 @@ WandbMode = Literal["off", "offline", "online"]
 
 
 class Metrics:
-    """One attempt's metrics file. Until it is opened (and on every rank but 0) nothing is written, nothing said."""
+    """One attempt's metrics file. Until it is opened (and on every rank but 0) nothing is written, nothing
+    said."""
 
     def __init__(self, total: int) -> None:
         self.path: Path | None = None
@@ -64,7 +65,8 @@ class Metrics:
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append one JSON line with a single write, so that a reader never sees two writers mixed. Raises WriteFailed."""
+    """Append one JSON line with a single write, so that a reader never sees two writers mixed. Raises
+    WriteFailed."""
     line = json.dumps({key: _plain(value) for key, value in values.items()}, allow_nan=False).encode() + b"\n"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -74,7 +76,8 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise WriteFailed(f"cannot write {path}: {error.strerror}", "free some disk space, then restart") from None
+        hint = "free some disk space, then restart"
+        raise WriteFailed(f"cannot write {path}: {error.strerror}", hint) from None
 
 
 def _plain(value: Any) -> Any:
@@ -93,7 +96,8 @@ class Pace:
 
     def add(self, passes: int, seconds: float) -> None:
         now = seconds / passes
-        self._seconds = now if self._seconds is None else self._MEMORY * self._seconds + (1 - self._MEMORY) * now
+        before = now if self._seconds is None else self._seconds
+        self._seconds = self._MEMORY * before + (1 - self._MEMORY) * now
 
     def values(self, step: int) -> dict[str, float]:
         if not self._seconds:
@@ -130,10 +134,11 @@ class Wandb:
             mode = "offline"
         settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
         try:
-            self._run = wandb.init(mode=mode, project=project, id=job_id, name=job_id, resume="allow", config=config,
-                                   dir=str(directory), settings=settings)
+            self._run = wandb.init(mode=mode, project=project, id=job_id, name=job_id, resume="allow",
+                                   config=config, dir=str(directory), settings=settings)
         except wandb.Error as error:
-            raise JobError(f"wandb did not start: {error}", "set wandb.mode: offline, and send it later") from None
+            hint = "set wandb.mode: offline, and send it later"
+            raise JobError(f"wandb did not start: {error}", hint) from None
         self._run.define_metric("*", step_metric="step")
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._send, name="wandb", daemon=True)

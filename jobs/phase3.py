@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m jobs.phase3", description="Train GS-LRM on posed views.")
-    parser.add_argument("config", type=Path, help="a run file with all its values (configs/runs/phase3/*.yaml)")
+    parser.add_argument("config", type=Path, help="a run file (configs/runs/phase3/*.yaml)")
     parser.add_argument("--run-dir", help="where to write; default: runs/phase3-by-hand-<time>")
     parser.add_argument("--resume", help="a checkpoint directory to go on from")
     return parser.parse_args()
@@ -47,15 +47,16 @@ def _train(config: Phase3Run, given: argparse.Namespace, world: World, stop: Sto
     from jobs.trainer import Trainer
 
     config = _with_found_paths(config)
-    train, val, identity, provenance, notes = _data(config, world)
+    data = _data(config, world)
     world.one_first(lambda: check_renderer(config, world.device))
-    heldout = Heldout(val, train, config.training.input_views, config.training.dataset.background, world)
+    heldout = Heldout(data.val, data.train, config.training.input_views, config.training.dataset.background,
+                      world)
     metrics = Metrics(config.training.max_steps)
     stage = world.all_or_none(
-        lambda: GSLRMStage(config, train, heldout, metrics, world, identity, provenance))
+        lambda: GSLRMStage(config, data.train, heldout, metrics, world, data.identity, data.provenance))
     job = _job(config, given, world)
     world.on_main(lambda: metrics.open(job.attempt.metrics, _wandb(config, job)))
-    for note in notes:
+    for note in data.notes:
         metrics.say(note)
     try:
         Trainer(stage, _plan(config), world, job, metrics, stop).run()
@@ -78,11 +79,13 @@ def _job(config: Phase3Run, given: argparse.Namespace, world: World) -> Job:
 
 
 def _with_found_paths(config: Phase3Run) -> Phase3Run:
-    """Relative paths below the current directory, else below its data/ (launch has made them absolute already)."""
+    """Relative paths below the current directory, else below its data/ (launch has made them absolute
+    already)."""
     import msgspec
 
     training, weights = config.training, config.training.losses
-    found = {key: _find(getattr(weights, key)) for key in ("lpips_weights", "lpips_heads", "perceptual_weights")}
+    keys = ("lpips_weights", "lpips_heads", "perceptual_weights")
+    found = {key: _find(getattr(weights, key)) for key in keys}
     training = msgspec.structs.replace(
         training, dataset=msgspec.structs.replace(training.dataset, path=_find(training.dataset.path)),
         validation=msgspec.structs.replace(training.validation, path=_find(training.validation.path)),
@@ -97,8 +100,19 @@ def _find(path: str | None) -> str | None:
     return below if os.path.exists(below) else path
 
 
-def _data(config: Phase3Run, world: World) -> tuple[MultiView, MultiView, dict[str, str], dict[str, str], list[str]]:
-    """(training, validation, identity, provenance, what to tell). Raises AgreedError and JobError for bad data."""
+@dataclass(frozen=True)
+class Data:
+    """Checked samples, what a resume must share, where they came from, and what to tell about them."""
+
+    train: MultiView
+    val: MultiView
+    identity: dict[str, str]
+    provenance: dict[str, str]
+    notes: list[str]
+
+
+def _data(config: Phase3Run, world: World) -> Data:
+    """Find and check all samples. Raises AgreedError."""
     from jobs.data.multiview import MultiView, ViewChoice, find_samples
     from jobs.data.samples import data_fingerprint
 
@@ -115,9 +129,11 @@ def _data(config: Phase3Run, world: World) -> tuple[MultiView, MultiView, dict[s
     background = training.dataset.background
     train, val = (MultiView(part.samples, size, background, choice, training.seed, world.size)
                   for part in (found, found_val))
-    provenance = {"training data": data_fingerprint(found.samples), "validation data": data_fingerprint(found_val.samples)}
-    notes = _told("training", training.dataset.path, found) + _told("validation", training.validation.path, found_val)
-    return train, val, {"rig": rig}, provenance, notes
+    provenance = {"training data": data_fingerprint(found.samples),
+                  "validation data": data_fingerprint(found_val.samples)}
+    notes = [*_told("training", training.dataset.path, found),
+             *_told("validation", training.validation.path, found_val)]
+    return Data(train, val, {"rig": rig}, provenance, notes)
 
 
 def _check_validation(views: int, found: Found) -> None:

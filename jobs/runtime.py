@@ -1,8 +1,9 @@
-"""Where a job runs and how it ends: its run directory, its error exits, SIGTERM. Imports no torch: a mistake in the
-config is told before the slow imports.
+"""Where a job runs and how it ends: its run directory, its error exits, SIGTERM. Imports no torch: a mistake
+in the config is told before the slow imports.
 
-Ends of a job: 0 done (or stopped when asked), 2 a mistake in config or data, 3 the non-finite guard, 1 anything else.
-A mistake of a person is one block on stderr that begins with `error: `; a fault of ours keeps its traceback.
+Ends of a job: 0 done (or stopped when asked), 2 a mistake in config or data, 3 the non-finite guard, 1
+anything else. A mistake of a person is one block on stderr that begins with `error: `; a fault of ours keeps
+its traceback.
 """
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from configs.errors import ConfigError
 
 
 class JobError(Exception):
-    """Something a person can mend: `what` and where, `hint` what to do next. Ends the job without a traceback."""
+    """Something a person can mend: `what` and where, `hint` what to do next. Ends the job without a
+    traceback."""
 
     exit_code = 2
 
@@ -117,7 +119,8 @@ def job_from_environment(resume: str | None, environment: Mapping[str, str] = os
 
 
 def job_by_hand(stage: str, run_dir: str | None, resume: str | None) -> Job:
-    """A run directory (`runs/<stage>-by-hand-<time>` unless given) and a new attempt in it. Only rank 0 calls this.
+    """A run directory (`runs/<stage>-by-hand-<time>` unless given) and a new attempt in it. Only rank 0 calls
+    this.
 
     Raises JobError when the directory cannot be made.
     """

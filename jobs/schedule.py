@@ -8,8 +8,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Plan:
-    """How a stage is trained; the same for every stage. A step is one attempted forward-backward pass of all ranks;
-    `accumulation` of them make one update."""
+    """How a stage is trained; the same for every stage. A step is one attempted forward-backward pass of all
+    ranks; `accumulation` of them make one update."""
 
     total: int  # steps
     accumulation: int
@@ -43,7 +43,8 @@ class Plan:
 
 
 def cosine_lr(update: int, updates: int, warmup: int, base: float) -> float:
-    """The learning rate of the `update`-th *applied* update (from 0): linear warm-up from 0, then half a cosine.
+    """The learning rate of the `update`-th *applied* update (from 0): linear warm-up from 0, then half a
+    cosine.
 
     A skipped update must not consume the schedule, so this is never asked with a count of attempts.
     """

@@ -13,16 +13,17 @@ from jobs.loader import Source
 class Stage:
     """Subclass, set the attributes, and write at least `loss`, `names` and `evaluate`.
 
-    Nothing in a stage may draw from a live generator whose state lives longer than one call: the trainer seeds torch
-    before each pass and evaluation as a function of (seed, step, rank), and that is what makes a resume exact.
+    Nothing in a stage may draw from a live generator whose state lives longer than one call: the trainer
+    seeds torch before each pass and evaluation as a function of (seed, step, rank), and that is what makes a
+    resume exact.
     """
 
     name: str
     source: Source
-    modules: dict[str, nn.Module]  # all that a checkpoint holds; trained are the parameters that require a gradient
+    modules: dict[str, nn.Module]  # what a checkpoint holds; trained is what requires a gradient
     scalars: tuple[str, ...] = ()  # what `loss` reports besides the loss, always all of them
     shown: tuple[str, ...] = ("loss",)  # on the line for people
-    best_metric: str | None = None  # key of `evaluate`'s answer, higher is better: that checkpoint is never pruned
+    best_metric: str | None = None  # of `evaluate`, higher is better: that checkpoint is never pruned
     identity: dict[str, str]  # fingerprints that a resumed checkpoint must share: name -> value
     provenance: dict[str, str]  # where the inputs came from; a resume says what changed
 

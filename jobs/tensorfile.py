@@ -1,7 +1,8 @@
 """Safetensors files, written and hashed in one pass.
 
-Written here because a checkpoint of several GB is hashed anyway: the library writes it and then it would have to be
-read back. Reading is the library's. Writing and hashing release the GIL, so a training thread goes on meanwhile.
+Written here because a checkpoint of several GB is hashed anyway: the library writes it and then it would
+have to be read back. Reading is the library's. Writing and hashing release the GIL, so a training thread goes
+on meanwhile.
 """
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ from safetensors import SafetensorError, safe_open
 
 _BLOCK = 1 << 24  # bytes written and hashed at a time
 _DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 
@@ -41,7 +43,8 @@ def _header(tensors: Mapping[str, torch.Tensor]) -> memoryview:
     entries, offset = {}, 0
     for name, tensor in tensors.items():
         end = offset + tensor.numel() * tensor.element_size()
-        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        entries[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape),
+                         "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)  # tensors start on 8 bytes
@@ -53,7 +56,8 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
-    """The names and shapes in a file, from its header alone. Raises ValueError when it is no safetensors file."""
+    """The names and shapes in a file, from its header alone. Raises ValueError when it is no safetensors
+    file."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}

@@ -1,13 +1,13 @@
 """The one training loop of all stages.
 
-A *step* is one attempted forward-backward pass of all ranks; `accumulation` of them make an update, which is applied,
-or skipped and counted when it is not finite or exploded. Everything the loop does is a function of the checkpoint and
-the plan: every random choice of (seed, step, rank), the learning rate of the applied updates, the order of summation
-of nothing that a process remembers (jobs.exchange). So a run that was stopped or killed and resumed continues bit for
-bit, on the CPU, with the same ranks and threads.
+A *step* is one attempted forward-backward pass of all ranks; `accumulation` of them make an update, which is
+applied, or skipped and counted when it is not finite or exploded. Nothing the loop does depends on what a
+process remembers: random choices are functions of (seed, step, rank), the learning rate of the applied updates,
+the order of summation of the parameters (jobs.exchange). So a run that was stopped or killed and resumed goes
+on bit for bit, on the CPU, with the same ranks and threads.
 
-All ranks stop at the same step: a rank that got SIGTERM says so in the next update's collective, and every rank leaves
-after that update, which is then saved.
+All ranks stop at the same step: a rank that got SIGTERM says so in the next update's collective, and every
+rank leaves after that update, which is then saved.
 """
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class Progress:
 class Trainer:
     """Trains `stage` by `plan`; `run()` once."""
 
-    def __init__(self, stage: Stage, plan: Plan, world: World, job: Job, metrics: Metrics, stop: StopFlag) -> None:
+    def __init__(self, stage: Stage, plan: Plan, world: World, job: Job, metrics: Metrics,
+                 stop: StopFlag) -> None:
         self.stage, self.plan, self.world, self.job, self.metrics = stage, plan, world, job, metrics
         self.progress = Progress()
         self._stop = stop
@@ -57,7 +58,8 @@ class Trainer:
         self._named = {f"{module}.{name}": parameter for module, owner in stage.modules.items()
                        for name, parameter in owner.named_parameters() if parameter.requires_grad}
         self._optimizer = self._make_optimizer()
-        self._exchange = Exchange(list(self._named.values()), plan.accumulation, 1 + len(stage.scalars), world)
+        self._exchange = Exchange(list(self._named.values()), plan.accumulation, 1 + len(stage.scalars),
+                                  world)
         self._writer = checkpoint.Writer(job, plan.keep_last, self._on_saved) if world.is_main else None
         self._pace = Pace(plan.total)
         self._said = -math.inf
@@ -67,8 +69,8 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end, or to the agreed stop. Returns whether the end was reached.
 
-        Raises AgreedError (a checkpoint that does not fit, bad samples, too many skipped updates in a row) and
-        WriteFailed.
+        Raises AgreedError (a checkpoint that does not fit, bad samples, too many skipped updates in a row)
+        and WriteFailed.
         """
         resumed = self._begin()
         if not self._agreed_stop() and (resumed or self._evaluate()) and self._train() and self._finish():
@@ -76,7 +78,8 @@ class Trainer:
         self._end_early()
         return False
 
-    # --- begin and end ------------------------------------------------------------------------------------------------
+    # --- begin and end
+    # ------------------------------------------------------------------------------------------------
 
     def _begin(self) -> bool:
         """Load the checkpoint, or spread rank 0's fresh weights. Returns whether it was a checkpoint."""
@@ -109,11 +112,13 @@ class Trainer:
         step = state["progress"]["step"]
         if step >= self.plan.total and not self._only_end_is_missing(path, step):
             raise JobError(f"{path} is at step {step} already and the run ends at step {self.plan.total}: "
-                           "there is nothing left to train", "raise training.max_steps, or start without --resume")
+                           "there is nothing left to train",
+                           "raise training.max_steps, or start without --resume")
         return state
 
     def _only_end_is_missing(self, path: Path, step: int) -> bool:
-        """Whether this very run trained to its end and was killed during the last evaluation or the artifacts."""
+        """Whether this very run trained to its end and was killed during the last evaluation or the
+        artifacts."""
         if path.parent.resolve() != self.job.checkpoints.resolve() or step != self.plan.total:
             return False
         try:
@@ -122,7 +127,8 @@ class Trainer:
             return True
 
     def _finish(self) -> bool:
-        """The last checkpoint, evaluation, artifacts and report. False when asked to stop before they were complete."""
+        """The last checkpoint, evaluation, artifacts and report. False when asked to stop before they were
+        complete."""
         self._save()
         if not self._evaluate():
             return False
@@ -138,7 +144,8 @@ class Trainer:
         progress, plan = self.progress, self.plan
         lr = plan.lr_of(max(0, progress.applied - 1))
         report = {**asdict(progress), "total": plan.total, "updates": plan.updates, "lr_end": lr,
-                  "identity": self.stage.identity, "provenance": self.stage.provenance, "metrics": self._evaluation}
+                  "identity": self.stage.identity, "provenance": self.stage.provenance,
+                  "metrics": self._evaluation}
         write_atomically(self.job.run.artifacts / REPORT, json.dumps(report, indent=1).encode())
         self.metrics.say(f"done: {plan.total} steps, {progress.applied} of {plan.updates} updates applied, "
                          f"lr ended at {lr:.3g}; artifacts in {self.job.run.artifacts}")
@@ -148,10 +155,12 @@ class Trainer:
         if self._writer:
             self._writer.wait()
         self.metrics.write(self.progress.step, "stopped")
-        self.metrics.say(f"stopped at step {self.progress.step} of {self.plan.total} as asked; a checkpoint is saved")
+        self.metrics.say(f"stopped at step {self.progress.step} of {self.plan.total} as asked; "
+                         "a checkpoint is saved")
         self.world.barrier()
 
-    # --- steps --------------------------------------------------------------------------------------------------------
+    # --- steps
+    # --------------------------------------------------------------------------------------------------------
 
     def _train(self) -> bool:
         """Until the last step; False when the ranks agreed to stop before it."""
@@ -232,12 +241,12 @@ class Trainer:
         progress = self.progress
         everyone = ", ".join(name for part in self.world.gather(names) for name in part)
         self.metrics.write(progress.step, "skipped", reason=problem, samples_named=everyone)
-        self.metrics.say(f"step {progress.step}: update skipped ({progress.skipped_in_a_row} in a row): {problem}; "
-                         f"samples {everyone}")
+        self.metrics.say(f"step {progress.step}: update skipped ({progress.skipped_in_a_row} in a row): "
+                         f"{problem}; samples {everyone}")
         if progress.skipped_in_a_row >= self.plan.max_consecutive_skips:
             self.world.agree(NonFinite(
-                f"{progress.skipped_in_a_row} updates in a row were skipped, the last at step {progress.step}: "
-                f"{problem}; samples {everyone}",
+                f"{progress.skipped_in_a_row} updates in a row were skipped, the last at step "
+                f"{progress.step}: {problem}; samples {everyone}",
                 "the weights are those of the last applied update; look at the samples, lower "
                 "training.optimizer.lr, or start from an earlier checkpoint"))
 
@@ -262,10 +271,11 @@ class Trainer:
             return
         self._said = now
         shown = "  ".join(f"{name} {line[name]:.4g}" for name in self.stage.shown if name in line)
-        self.metrics.say(f"step {step}/{self.plan.total}  {shown}  lr {line['lr']:.2e}  {line['it_s']:.3g} it/s  "
-                         f"eta {duration(line['eta_s'])}")
+        self.metrics.say(f"step {step}/{self.plan.total}  {shown}  lr {line['lr']:.2e}  "
+                         f"{line['it_s']:.3g} it/s  eta {duration(line['eta_s'])}")
 
-    # --- evaluation, checkpoints ----------------------------------------------------------------------------------------
+    # --- evaluation, checkpoints
+    # ----------------------------------------------------------------------------------------
 
     def _evaluate(self) -> bool:
         """False when the ranks agreed to stop meanwhile."""
@@ -314,13 +324,15 @@ class Trainer:
     def _surroundings(self) -> dict[str, Any]:
         """What a resume must share to be bit-exact."""
         plan = self.plan
-        return {"ranks": self.world.size, "threads": torch.get_num_threads(), "device": self.world.device.type,
-                "batch per rank": plan.batch_per_rank, "accumulation": plan.accumulation, "seed": plan.seed,
+        return {"ranks": self.world.size, "threads": torch.get_num_threads(),
+                "device": self.world.device.type, "batch per rank": plan.batch_per_rank,
+                "accumulation": plan.accumulation, "seed": plan.seed,
                 "precision": plan.precision, "torch": torch.__version__, **self.stage.provenance}
 
     def _make_optimizer(self) -> torch.optim.AdamW:
         """AdamW with its state made now, so that a checkpoint always has the same tensors."""
-        decays = {name: self.stage.decays(name.split(".", 1)[1], parameter) for name, parameter in self._named.items()}
+        decays = {name: self.stage.decays(name.split(".", 1)[1], parameter)
+                  for name, parameter in self._named.items()}
         groups = [{"params": [p for name, p in self._named.items() if decays[name] is decayed],
                    "weight_decay": self.plan.weight_decay if decayed else 0.0} for decayed in (True, False)]
         groups = [group for group in groups if group["params"]]

@@ -79,7 +79,8 @@ class World:
         return result
 
     def one_first(self, work: Callable[[], object]) -> None:
-        """Run `work` on one rank of each machine, then on the others: for what is built once and cached there.
+        """Run `work` on one rank of each machine, then on the others: for what is built once and cached
+        there.
 
         Raises AgreedError on every rank when it raised JobError on any.
         """
@@ -87,7 +88,8 @@ class World:
             self.all_or_none(lambda: work() if (self.local_rank == 0) is first else None)
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Run `work` on rank 0 and give its picklable result to all; its JobError is everyone's AgreedError."""
+        """Run `work` on rank 0 and give its picklable result to all; its JobError is everyone's
+        AgreedError."""
         result, error = None, None
         if self.is_main:
             try:
@@ -127,6 +129,7 @@ def _device(local_rank: int) -> torch.device:
 
 
 def mixed_seed(*parts: int | str) -> int:
-    """A seed that is a function of `parts` alone, so that no random choice depends on what was drawn before."""
+    """A seed that is a function of `parts` alone, so that no random choice depends on what was drawn
+    before."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

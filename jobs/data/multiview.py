@@ -21,7 +21,7 @@ from jobs.runtime import JobError
 from jobs.world import World, mixed_seed
 
 OVERLAP_DEG = 60.0
-_DECODE_ALL_BELOW = 4096  # images: so many are decoded before the start; beyond that, pixels are checked when read
+_DECODE_ALL_BELOW = 4096  # images; beyond that, pixels are checked when they are read
 _CACHE_SHARE = 0.25  # of the free memory of the machine, over all ranks
 T = TypeVar("T")
 
@@ -39,7 +39,8 @@ class Views:
 class Batch:
     """B samples with the same number of views each, the inputs first.
 
-    pixels uint8 [B, n, 4, S, S]; c2w [B, n, 4, 4]; fxfycxcy [B, n, 4] px; views [B, n] the views' places in the rig.
+    pixels uint8 [B, n, 4, S, S]; c2w [B, n, 4, 4]; fxfycxcy [B, n, 4] px; views [B, n] the views' places in
+    the rig.
     """
 
     pixels: Tensor
@@ -55,7 +56,8 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(change(self.pixels), change(self.c2w), change(self.fxfycxcy), change(self.views), self.names)
+        return Batch(change(self.pixels), change(self.c2w), change(self.fxfycxcy), change(self.views),
+                     self.names)
 
     @property
     def images(self) -> Tensor:
@@ -82,8 +84,8 @@ class ViewChoice:
             raise JobError(f"training.input_views = {self.inputs}: the samples have only {views} views",
                            f"set it to at most {views - 1}")
         if self.targets == "heldout" and self.inputs == views:
-            raise JobError(f"training.input_views = {self.inputs} with training.targets = heldout: all {views} views "
-                           "would be inputs and none is left to compare with",
+            raise JobError(f"training.input_views = {self.inputs} with training.targets = heldout: "
+                           f"all {views} views would be inputs and none is left to compare with",
                            f"set input_views to at most {views - 1}, or targets to all")
 
     def choose(self, seed: int, draw: Draw, c2w: Tensor) -> list[int]:
@@ -93,7 +95,8 @@ class ViewChoice:
         inputs, rest = order[:self.inputs], order[self.inputs:]
         if self.maximize_overlap and rest:
             nearest = angles_deg(c2w)[inputs].amin(0)
-            rest = [view for view in rest if nearest[view] <= OVERLAP_DEG] or [min(rest, key=lambda v: nearest[v])]
+            near = [view for view in rest if nearest[view] <= OVERLAP_DEG]
+            rest = near or [min(rest, key=lambda view: nearest[view])]
         return inputs + rest
 
 
@@ -103,8 +106,8 @@ class MultiView:
     The cache holds what fits into a share of the memory and never evicts: what fits is then never read twice.
     """
 
-    def __init__(self, samples: list[Sample], size: int, background: tuple[float, float, float], choice: ViewChoice,
-                 seed: int, ranks: int) -> None:
+    def __init__(self, samples: list[Sample], size: int, background: tuple[float, float, float],
+                 choice: ViewChoice, seed: int, ranks: int) -> None:
         self.samples, self.size, self.background = samples, size, background
         self._choice, self._seed = choice, seed
         self._room = int(psutil.virtual_memory().available * _CACHE_SHARE / ranks)
@@ -148,17 +151,20 @@ def _read_view(name: str, path: Path, size: int, background: tuple[float, float,
     try:
         with Image.open(path) as image:
             rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
-    except (OSError, SyntaxError, UnidentifiedImageError) as error:  # PIL reports a broken chunk as SyntaxError
-        raise BadSample(name, str(path), f"cannot be decoded: {error}", "render or export this image again") from None
+    except (OSError, UnidentifiedImageError, SyntaxError) as error:  # the last: PIL, for a broken chunk
+        raise BadSample(name, str(path), f"cannot be decoded: {error}",
+                        "render or export this image again") from None
     alpha = rgba[..., 3:]
     if not alpha.any():
         raise BadSample(name, str(path), "is fully transparent: the object is not in it",
                         "check the segmentation of this view, or remove the sample from the list")
-    # Composited before it is resized: RGB is 0 where alpha is 0, so resizing it straight darkens the silhouette.
+    # Composited before it is resized: RGB is 0 where alpha is 0, so resizing it straight darkens the
+    # silhouette.
     rgb = rgba[..., :3] * alpha + np.asarray(background, dtype=np.float32) * (1 - alpha)
     both = np.round(np.concatenate([rgb, alpha], 2) * 255).astype(np.uint8)
     if both.shape[0] != size:
-        bands = [Image.fromarray(both[..., band]).resize((size, size), Image.Resampling.BICUBIC) for band in range(4)]
+        bands = [Image.fromarray(both[..., band]).resize((size, size), Image.Resampling.BICUBIC)
+                 for band in range(4)]
         both = np.stack([np.asarray(band) for band in bands], 2)
     return torch.from_numpy(both).permute(2, 0, 1).contiguous()
 
@@ -172,11 +178,13 @@ class Found:
     paths: str  # how its lines were meant
 
 
-def find_samples(path: Path, on_bad: Literal["error", "skip"], world: World, views: int | None = None) -> Found:
+def find_samples(path: Path, on_bad: Literal["error", "skip"], world: World,
+                 views: int | None = None) -> Found:
     """Check every sample of a list, each rank a share of them; the same answer on every rank.
 
-    `views`: the number they must have; None: what most of them have. With `skip`, and for data sets of a few thousand
-    images, the pixels are decoded too. Raises AgreedError that names every bad sample (`error`), or when none is good.
+    `views`: the number they must have; None: what most of them have. With `skip`, and for data sets of a few
+    thousand images, the pixels are decoded too. Raises AgreedError that names every bad sample (`error`), or
+    when none is good.
     """
     lines, paths = world.on_main(lambda: read_list(path))
     results = _shared(world, len(lines), lambda i: _or_defect(lambda: read_sample(*lines[i])))
@@ -216,7 +224,9 @@ def _shared(world: World, count: int, work: Callable[[int], T]) -> list[T]:
 
 
 def write_cameras(path: Path, name: str, w2c: Tensor, fxfycxcy: Tensor, size: int, images: list[str]) -> None:
-    """opencv_cameras.json for w2c [V, 4, 4] and fxfycxcy [V, 4] px of size x size images (paths relative to it)."""
-    frames = [{"w": size, "h": size, "fx": k[0], "fy": k[1], "cx": k[2], "cy": k[3], "w2c": pose, "file_path": image}
+    """opencv_cameras.json for w2c [V, 4, 4] and fxfycxcy [V, 4] px of size x size images (paths relative to
+    it)."""
+    frames = [{"w": size, "h": size, "fx": k[0], "fy": k[1], "cx": k[2], "cy": k[3], "w2c": pose,
+               "file_path": image}
               for pose, k, image in zip(w2c.tolist(), fxfycxcy.tolist(), images)]
     path.write_text(json.dumps({"id": name, "frames": frames}, indent=1))

@@ -1,8 +1,8 @@
-"""Six-view (or more) samples on disk: list files, opencv_cameras.json, PNG headers, and every defect they can have.
+"""Samples of several posed views on disk: list files, cameras, PNG headers, and every defect they can have.
 
-    data_train.txt                  one sample directory per line
-    SAMPLE/opencv_cameras.json      {id, frames: [{w, h, fx, fy, cx, cy, w2c, file_path}]}; other keys are ignored
-    SAMPLE/images/cam_000.png …     RGBA, straight alpha, square (or straight in SAMPLE/)
+    data_train.txt                one sample directory per line
+    SAMPLE/opencv_cameras.json    {id, frames: [{w, h, fx, fy, cx, cy, w2c, file_path}]}; other keys are ignored
+    SAMPLE/images/cam_000.png …   RGBA, straight alpha, square (or straight in SAMPLE/)
 
 All of this is checked before training starts, without decoding a pixel.
 """
@@ -78,10 +78,11 @@ class Sample:
 
 
 def read_list(path: Path) -> tuple[list[tuple[str, Path | None]], str]:
-    """The lines of a list file -> ([(line, sample directory or None when there is none)], how paths were meant).
+    """The lines of a list file -> ([(line, sample directory or None when there is none)], how paths were
+    meant).
 
-    A line is an absolute path, or relative to the list file, or to the current directory, in that order. Raises
-    JobError when the file is missing, unreadable or empty.
+    A line is an absolute path, or relative to the list file, or to the current directory, in that order.
+    Raises JobError when the file is missing, unreadable or empty.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -113,8 +114,8 @@ def _find(line: str, list_directory: Path) -> tuple[Path | None, str]:
 def read_sample(name: str, directory: Path | None) -> Sample:
     """Read and check cameras and PNG headers. Raises BadSample."""
     if directory is None:
-        raise BadSample(name, "directory", "does not exist (looked relative to the list file and to the current "
-                        "directory)", "correct or remove this line of the list file")
+        raise BadSample(name, "directory", "does not exist (looked relative to the list file and to the "
+                        "current directory)", "correct or remove this line of the list file")
     raw = _read_json(name, directory)
     frames = tuple(_read_frame(name, directory, index, frame) for index, frame in enumerate(raw))
     digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode())
@@ -128,7 +129,8 @@ def _read_json(name: str, directory: Path) -> list[Any]:
     try:
         raw = json.loads(path.read_bytes())
     except OSError as error:
-        raise BadSample(name, str(path), str(error.strerror), "every sample needs its cameras in this file") from None
+        raise BadSample(name, str(path), str(error.strerror),
+                        "every sample needs its cameras in this file") from None
     except ValueError as error:
         raise BadSample(name, str(path), f"is not JSON: {error}", "write the file again") from None
     frames = raw.get("frames") if isinstance(raw, dict) else None
@@ -143,7 +145,7 @@ def _read_frame(name: str, directory: Path, index: int, raw: Any) -> Frame:
     missing = [key for key in ("w", "h", "fx", "fy", "cx", "cy", "w2c", "file_path")
                if not isinstance(raw, dict) or key not in raw]
     if missing:
-        raise BadSample(name, where, f"lacks {', '.join(missing)}", "add what is missing; see the format in the docs")
+        raise BadSample(name, where, f"lacks {', '.join(missing)}", "add what is missing")
     try:
         width, height = int(raw["w"]), int(raw["h"])
         fxfycxcy = tuple(float(raw[key]) for key in ("fx", "fy", "cx", "cy"))
@@ -157,7 +159,8 @@ def _read_frame(name: str, directory: Path, index: int, raw: Any) -> Frame:
     image = _find_image(name, directory, str(raw["file_path"]))
     size = _check_png(name, image)
     if (width, height) != size:
-        raise BadSample(name, str(image), f"is {size[0]} x {size[1]} px, its camera is for {width} x {height}",
+        raise BadSample(name, str(image),
+                        f"is {size[0]} x {size[1]} px, its camera is for {width} x {height}",
                         "the intrinsics must belong to this image; scale them with it")
     return Frame(image, width, fxfycxcy, w2c)
 
@@ -189,7 +192,8 @@ def _check_png(name: str, path: Path) -> tuple[int, int]:
         raise BadSample(name, str(path), f"is not square: {width} x {height} px",
                         "crop or pad it, and move cx, cy accordingly")
     if depth != 8 or colour not in _PNG_WITH_ALPHA:
-        raise BadSample(name, str(path), f"has no 8-bit alpha channel (bit depth {depth}, colour type {colour})",
+        raise BadSample(name, str(path),
+                        f"has no 8-bit alpha channel (bit depth {depth}, colour type {colour})",
                         "save it as 8-bit RGBA with straight alpha: the alpha is the object's mask")
     return width, height
 
@@ -219,8 +223,8 @@ def summary_of(defects: list[BadSample]) -> JobError:
 
 
 def rig_of(sample: Sample) -> Rig:
-    """The rig of a sample. A standard rig (mv6, orbit32) is recognised by its cameras and gets its names, so that its
-    fingerprint is the same in every phase."""
+    """The rig of a sample. A standard rig (mv6, orbit32) is recognised by its cameras and gets its names, so
+    that its fingerprint is the same in every phase."""
     size = sample.frames[0].size
     for standard in (mv6(size), orbit32(size)):
         if len(standard.names) == len(sample.frames):
@@ -235,7 +239,8 @@ def rigs_of(samples: list[Sample]) -> dict[str, Rig]:
     """The different rigs of a data set by fingerprint; one is the usual number."""
     seen: dict[tuple, Rig] = {}
     for sample in samples:
-        key = tuple((frame.w2c, tuple(value / frame.size for value in frame.fxfycxcy)) for frame in sample.frames)
+        key = tuple((frame.w2c, tuple(value / frame.size for value in frame.fxfycxcy))
+                    for frame in sample.frames)
         if key not in seen:
             seen[key] = rig_of(sample)
     return {rig.fingerprint: rig for rig in seen.values()}
@@ -247,8 +252,8 @@ def rigs_digest(fingerprints: Iterable[str]) -> str:
 
 
 def data_fingerprint(samples: list[Sample]) -> str:
-    """sha256 over names, cameras and image sizes in bytes, in the order of the list; where the data lies and what the
-    pixels are does not enter: reading every byte of it would take longer than most starts."""
+    """sha256 over names, cameras and image sizes in bytes, in the order of the list; where the data lies and
+    what the pixels are does not enter: reading every byte of it would take longer than most starts."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{sample.name}\n{sample.digest}\n".encode())

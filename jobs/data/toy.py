@@ -1,7 +1,7 @@
 """A small procedural data set: `python -m jobs.data.toy OUT [--samples 40 --val 8 --size 64 --seed 0]`.
 
-Parametric mice made of Gaussians (body, head, ears, feet, tail; pose, size and fur vary), rendered on the mv6 rig in
-the format of jobs.data.samples. A few seconds; the same arguments give the same mice.
+Parametric mice made of Gaussians (body, head, ears, feet, tail; pose, size and fur vary), rendered on the
+mv6 rig in the format of jobs.data.samples. A few seconds; the same arguments give the same mice.
 """
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def make_mouse(generator: torch.Generator) -> Gaussians:
             _Blob((side * 0.22, length * draw(0.4, 0.8), -0.3), (0.07, 0.12, 0.05), pink, 50),
         ]
     blobs += _tail(length, draw(-0.5, 0.5), draw(-0.1, 0.25), pink)
-    turn = math.radians(draw(-25, 25))
+    turn = math.radians(draw(-50, 50))
     return _fill(blobs, size, turn, generator)
 
 
@@ -100,7 +100,8 @@ def _fill(blobs: list[_Blob], size: float, turn: float, generator: torch.Generat
 def render_rgba(mouse: Gaussians, rig: Rig) -> np.ndarray:
     """uint8 [V, H, W, 4], straight alpha, RGB 0 where alpha is 0."""
     with torch.no_grad():
-        image, alpha = render(mouse, rig.c2w[None], rig.fxfycxcy[None], rig.width, rig.height, (0.0, 0.0, 0.0))
+        image, alpha = render(mouse, rig.c2w[None], rig.fxfycxcy[None], rig.width, rig.height,
+                              background=(0.0, 0.0, 0.0))
     straight = torch.where(alpha > 0.5 / 255, image / alpha.clamp(min=1e-6), 0.0)
     rgba = torch.cat([straight, alpha], 2)[0].clamp(0, 1)
     return (rgba * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -116,12 +117,13 @@ def write_sample(directory: Path, mouse: Gaussians, rig: Rig) -> None:
 
 def make(out: Path, samples: int, val: int, size: int, seed: int) -> bool:
     """Write the data set; False when exactly this one is there already. Raises JobError."""
-    wanted = {"made_by": "jobs.data.toy", "version": 1, "samples": samples, "val": val, "size": size, "seed": seed,
-              "rig": mv6(size).fingerprint}
+    wanted = {"made_by": "jobs.data.toy", "version": 2, "samples": samples, "val": val, "size": size,
+              "seed": seed, "rig": mv6(size).fingerprint}
     if (out / _METADATA).is_file() and json.loads((out / _METADATA).read_bytes()) == wanted:
         return False
     if out.is_dir() and os.listdir(out):
-        raise JobError(f"{out} is not empty and is not this data set", "name a new directory, or remove it first")
+        raise JobError(f"{out} is not empty and is not this data set",
+                       "name a new directory, or remove it first")
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         aside.mkdir(parents=True)
@@ -145,7 +147,8 @@ def _write(out: Path, samples: int, val: int, size: int, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.data.toy", description=(__doc__ or "").split("\n\n")[1])
+    parser = argparse.ArgumentParser(prog="python -m jobs.data.toy",
+                                     description="A small procedural six-view data set of mice.")
     parser.add_argument("out", type=Path, help="a directory to make")
     parser.add_argument("--samples", type=int, default=40, help="training samples")
     parser.add_argument("--val", type=int, default=8, help="validation samples")

@@ -1,4 +1,5 @@
-"""Starts ranks by fork, torch imported once: a request per line on stdin {"ranks", "env"}, exit codes on stdout.
+"""Starts ranks by fork, torch imported once: a request per line on stdin {"ranks", "env"}, exit codes on
+stdout.
 
 Much faster than a torchrun per scenario, and one process per rank all the same. Run as a module.
 """

@@ -1,5 +1,6 @@
-"""A stage of a few thousand parameters with everything that could break an exact resume: dropout, noise, loader
-processes, accumulation. FAULT says what happens to it, at which pass (counted from 0) and on which rank."""
+"""A stage of a few thousand parameters with everything that could break an exact resume: dropout, noise,
+loader processes, accumulation. FAULT says what happens to it, at which pass (counted from 0) and on which
+rank."""
 from __future__ import annotations
 
 import os
