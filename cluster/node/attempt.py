@@ -16,14 +16,14 @@ from typing import Any
 from cluster.contract import RunDir
 from cluster.events import AttemptStarted, Event, Launched, Note, Reason, StopAsked, encode
 from cluster.journal import Journal
-from cluster.node import describe, failure, resume
+from cluster.node import failure, resume
 from cluster.node.aside import Aside, AsideFailed
 from cluster.node.control import Control, Restart, Stop
 from cluster.node.failure import Facts, Verdict
 from cluster.node.loop import Loop
 from cluster.node.prepare import Prepared, prepare
 from cluster.node.process import (
-    SWEEP_S, Proc, boot_id, descendants, hostname, members, read_process, send, start_time)
+    SWEEP_S, Proc, boot_id, dead_children, descendants, hostname, members, read_process, send, start_time)
 from cluster.node.progress import Watch
 from cluster.node.rank import ENV_PARENT
 from cluster.node.scribe import Scribe
@@ -193,7 +193,7 @@ class Attempt:
         if prepared.python is None:
             return
         facts = {"hostname": self._me["hostname"], "driver": prepared.driver, "gpus": list(prepared.gpus)}
-        source = describe.__loader__.get_source(describe.__name__)
+        source = __loader__.get_data(os.path.join(os.path.dirname(__file__), "describe.py")).decode()
         secretless = {name: value for name, value in (prepared.env or {}).items() if not name.startswith("LAUNCH_")}
         try:
             pid = _spawn([prepared.python, "-c", source, str(self.dir.env), json.dumps(facts)], secretless)
@@ -240,6 +240,8 @@ class Attempt:
             for one in left:
                 send(one.identity, signal.SIGKILL)
             self.loop.wait(0.02)
+        while dead_children(os.getpid(), self.helpers) and time.monotonic() < until:
+            self.loop.wait(0.01)
         return []
 
     def _members(self) -> list[Proc]:
@@ -318,7 +320,7 @@ class Attempt:
     def _facts(self, exit_code: int | None, oom_before: int, ours: bool) -> Facts:
         logs = {rank: last_bytes(self.dir.rank_log(rank)) for rank in range(self.spec.ranks)}
         is_torchrun = self.spec.kind == "torchrun"
-        agent = last_bytes(self.dir.logs / "agent.log") if is_torchrun else logs[0]
+        agent = last_bytes(self.dir.logs / "agent.log") if is_torchrun else logs[0] if "torch" in logs[0] else None
         return Facts(exit_code if exit_code is not None else -signal.SIGKILL, ours, logs, agent, self.watch.now,
                      failure.oom_kills() - oom_before)
 

@@ -13,6 +13,8 @@ from cluster.node.progress import Progress
 EXIT_USER_ERROR = 2
 EXIT_NON_FINITE = 3
 _DETAIL_MAX = 500
+_LAST_CHARS = 4000  # of a log without an exception: where the reason may stand
+_TRACEBACK = "Traceback (most recent call last):\n"
 
 _CUDA_OOM = re.compile(r"CUDA out of memory|CUDA error: out of memory|torch\.(cuda\.)?OutOfMemoryError|"
                        r"CUBLAS_STATUS_ALLOC_FAILED")
@@ -56,7 +58,7 @@ class Facts:
     exit_code: int  # of the program, or of torchrun; negative: the signal that ended it
     ours: bool = False  # it writes our metrics and checkpoints, so it is complete only at its last step
     logs: Mapping[int, str] = field(default_factory=dict)  # rank -> end of its output
-    agent: str | None = None  # end of torchrun's own output; None: there was no torchrun of ours
+    agent: str | None = None  # end of torchrun's output, ours or one inside a command; None: there was none
     progress: Progress = field(default_factory=Progress)
     oom_kills: int = 0  # processes the kernel killed for memory while the attempt ran
 
@@ -72,10 +74,11 @@ def judge(facts: Facts) -> Verdict:
     """Why the attempt ended, in words, and whether a retry can help."""
     if facts.exit_code == 0:
         return _judge_exit_0(facts)
-    rank, code = first_failure(facts)
-    words = _words(facts, rank)
-    reason, detail = _classify(facts, rank, code, words)
-    return Verdict(reason, detail[:_DETAIL_MAX], Retry.NEVER if _is_user_error(code, words) else _RETRY[reason])
+    first = first_failure(facts)
+    words = _words(facts, first.rank or 0)
+    reason, detail = _classify(facts, first, words)
+    known = first.code == EXIT_USER_ERROR or facts.ours and words is not None and words.for_people
+    return Verdict(reason, detail[:_DETAIL_MAX], Retry.NEVER if known else _RETRY[reason])
 
 
 def _judge_exit_0(facts: Facts) -> Verdict:
@@ -103,33 +106,47 @@ class Words:
         return not self.for_people and bool(_COMMUNICATION.search(self.text))
 
 
-def first_failure(facts: Facts) -> tuple[int, int]:
-    """-> (rank that failed first, its exit code), as torchrun saw it."""
-    codes = {int(rank): int(code) for rank, code in _EXIT_CODE.findall(facts.agent or "")}
-    if root := _ROOT_CAUSE.search(facts.agent or ""):
-        return int(root[1]), int(root[2])
-    return next(iter(codes.items()), (0, facts.exit_code))
+@dataclass(frozen=True)
+class First:
+    """What failed first. `rank` None: torchrun itself."""
+
+    rank: int | None
+    code: int
+
+
+def first_failure(facts: Facts) -> First:
+    """By what torchrun saw; a rank that was killed before one that then lost its peer."""
+    seen = {int(rank): int(code) for rank, code in _EXIT_CODE.findall(facts.agent or "")}
+    root = _ROOT_CAUSE.search(facts.agent or "")
+    if root is None:
+        return First(None if facts.agent is not None and len(facts.logs) > 1 else 0, facts.exit_code)
+    rank = int(root[1])
+    words = last_words(facts.logs.get(rank, ""), rank)
+    if words is None or words.lost_a_peer:  # SIGTERM is what torchrun itself sends to the others
+        killed = [First(other, code) for other, code in seen.items() if code < 0 and code != -signal.SIGTERM]
+        return next(iter(killed), First(rank, int(root[2])))
+    return First(rank, int(root[2]))
 
 
 def _words(facts: Facts, first: int) -> Words | None:
     """What explains the end: a real error before that of a rank that merely lost its peer, the first failed rank's
     before the others', then torchrun's own."""
     said = [words for rank in sorted(facts.logs, key=lambda r: (r != first, r))
-            if (words := last_words(facts.logs[rank], rank))]
+            if (words := last_words(facts.logs[rank], rank, facts.ours))]
     real = [words for words in said if not words.lost_a_peer]
-    chosen = next(iter([*real, *said]), None)
-    if chosen or facts.agent is None:
-        return chosen
-    return last_words(facts.agent, first)
+    return next(iter([*real, *said]), None) or last_words(facts.agent or "", first)
 
 
-def last_words(log: str, rank: int = 0) -> Words | None:
-    """The last `error: ` line, else the exception of the last traceback that is not just a consequence."""
+def last_words(log: str, rank: int = 0, ours: bool = True) -> Words | None:
+    """The last `error: ` line, else the exception of the last traceback that is not just a consequence.
+
+    A program of ours writes `error: ` for people and only at its end; another one's counts when no traceback follows it.
+    """
     text = _RANK_PREFIX.sub("", log)
-    errors = re.findall(r"^error: (.+)$", text, re.MULTILINE)
-    if errors:
+    *_, last = text.split(_TRACEBACK)
+    if errors := re.findall(r"^error: (.+)$", text if ours else last, re.MULTILINE):
         return Words(rank, errors[-1].strip(), True)
-    found = [said for block in text.split("Traceback (most recent call last):\n")[1:] if (said := _exception(block))]
+    found = [said for block in text.split(_TRACEBACK)[1:] if (said := _exception(block))]
     real = [said for said in found if not _COMMUNICATION.search(said)]
     return Words(rank, (real or found)[-1], False) if found else None
 
@@ -148,26 +165,37 @@ def _exception(block: str) -> str | None:
     return None
 
 
-def _classify(facts: Facts, rank: int, code: int, words: Words | None) -> tuple[Reason, str]:
+def _classify(facts: Facts, first: First, words: Words | None) -> tuple[Reason, str]:
+    code = first.code
+    if code < 0 and words and words.lost_a_peer and words.rank != first.rank:
+        words = None  # that rank lost the one that crashed
     text = words.text if words else ""
-    who = f"rank {words.rank if words else rank}: " if len(facts.logs) > 1 else ""
-    if code < 0 and (words is None or words.lost_a_peer or code == -signal.SIGKILL):
-        return _by_signal(facts, -code, who if words is None else f"rank {rank}: " if len(facts.logs) > 1 else "")
-    everything = text or (facts.logs.get(rank) or "")[-4000:]
+    if -code == signal.SIGKILL or -code in _FROM_OUTSIDE and (words is None or words.lost_a_peer):
+        return _by_signal(facts, -code, _who(facts, first.rank))
+    log = text or facts.logs.get(first.rank or 0, "")[-_LAST_CHARS:]
+    detail = _who(facts, words.rank if words else first.rank) + (text or f"{_code(code)}: {_last_line(log)}")
     for pattern, reason in ((_CUDA_OOM, Reason.CUDA_OOM), (_DISK_FULL, Reason.DISK_FULL), (_HOST_OOM, Reason.HOST_OOM)):
-        if pattern.search(everything):
-            return reason, f"{who}{text or _last_line(everything)}"
-    if code in (126, 127) and words is None or words and words.text.startswith("cannot start"):
-        return Reason.CANNOT_START, f"{who}{text or _last_line(everything) or f'exit code {code}'}"
+        if pattern.search(log):
+            return reason, detail
+    if text.startswith("cannot start ") or code in (126, 127) and words is None:
+        return Reason.CANNOT_START, detail
     if code == EXIT_NON_FINITE and facts.ours:
-        return Reason.NON_FINITE, f"{who}{text or 'the loss or the gradients were not finite'}"
-    if words and words.lost_a_peer or words is None and _COMMUNICATION.search(everything):
-        return Reason.COMMUNICATION, f"{who}{text or _last_line(everything)}"
-    return Reason.ERROR, f"{who}{text or f'exit code {code}: {_last_line(everything)}'.removesuffix(': ')}"
+        return Reason.NON_FINITE, detail
+    if words.lost_a_peer if words else _COMMUNICATION.search(log):
+        return Reason.COMMUNICATION, detail
+    if code < 0 and words is None:
+        return _by_signal(facts, -code, _who(facts, first.rank))
+    return Reason.ERROR, detail.removesuffix(": ")
+
+
+def _who(facts: Facts, rank: int | None) -> str:
+    if len(facts.logs) == 1:
+        return ""
+    return "torchrun: " if rank is None else f"rank {rank}: "
 
 
 def _by_signal(facts: Facts, number: int, who: str) -> tuple[Reason, str]:
-    name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+    name = _code(-number)
     if number == signal.SIGKILL and facts.oom_kills:
         return Reason.HOST_OOM, f"{who}killed by the kernel because memory ran out"
     if number in _FROM_OUTSIDE:
@@ -175,9 +203,11 @@ def _by_signal(facts: Facts, number: int, who: str) -> tuple[Reason, str]:
     return Reason.ERROR, f"{who}crashed with {name}"
 
 
-def _is_user_error(code: int, words: Words | None) -> bool:
-    """The program itself said what a person has to change."""
-    return code == EXIT_USER_ERROR or bool(words and words.for_people)
+def _code(code: int) -> str:
+    """`exit code 3`, `SIGABRT`."""
+    if code >= 0:
+        return f"exit code {code}"
+    return getattr(next((known for known in signal.Signals if known == -code), None), "name", f"signal {-code}")
 
 
 def _last_line(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.errors import NodeFailure, Unusable
 
 NVIDIA_SMI_S = 20.0  # the first question after boot loads the driver
-_QUERY = "--query-gpu=index,uuid,name,memory.total,memory.used,driver_version"
+_QUERY = "--query-gpu=index,uuid,memory.total,memory.used,driver_version,name"
 _SAME_MB = 512  # GPUs whose used memory differs by less are equally free
 
 
@@ -69,7 +69,7 @@ def used_mb(uuids: Sequence[str]) -> int:
 
 def _parse(line: str) -> Gpu:
     try:
-        index, uuid, name, total, used, driver = (field.strip() for field in line.rsplit(",", 5))
+        index, uuid, total, used, driver, name = (field.strip() for field in line.split(",", 5))
         return Gpu(int(index), uuid, name, _megabytes(total), _megabytes(used), driver)
     except ValueError:
         raise NodeFailure(f"nvidia-smi said something unexpected: {line.strip()!r}") from None

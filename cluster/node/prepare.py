@@ -57,6 +57,7 @@ def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, 
     start = resume.choose(run, attempt.number, spec, cwd, base)
     secrets, missing = environment.read_secrets(run.path.parent.parent, spec.secrets)
     env = environment.job_environment(spec, run, attempt, base, start.path, uuids, has_gpus) | secrets
+    env["PWD"] = cwd  # that of the client would be a lie
     argv = torchrun.program(spec, python, attempt.config, start.args)
     _executable(argv[0], cwd, env)
     command = torchrun.command_line(spec, attempt, cwd, python, argv)
@@ -65,12 +66,13 @@ def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, 
 
 
 def _directory(spec: JobSpec, run: RunDir) -> str:
-    """Where the job runs: `--cwd`, else the snapshot, else (a command without any code) the run directory."""
+    """Where the job runs: `--cwd` (relative: that directory of the snapshot), else the snapshot, else (a command
+    without any code) the run directory."""
     if spec.cwd is None:
         return str(run.code if run.code.is_dir() else run.path)
-    path = Path(spec.cwd).expanduser()
+    path = run.code / Path(spec.cwd).expanduser()
     if not path.is_dir():
-        raise Unusable(f"--cwd {spec.cwd}: no such directory on this node")
+        raise Unusable(f"{spec.cwd}: no such directory on this node")
     return str(path)
 
 

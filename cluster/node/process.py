@@ -133,6 +133,12 @@ def descendants(root_pid: int, spare: Collection[int] = ()) -> list[Proc]:
     return [one for one in _below(root_pid, children) if one.pid not in barred]
 
 
+def dead_children(pid: int, spare: Collection[int] = ()) -> list[Proc]:
+    """Children of `pid` that have ended and were not collected yet: to a person who looks, they are still there."""
+    found = (read_process(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return [one for one in found if one and one.parent == pid and one.state in "ZX" and one.pid not in spare]
+
+
 def _children(table: dict[int, Proc]) -> dict[int, list[Proc]]:
     children: dict[int, list[Proc]] = {}
     for one in table.values():

@@ -48,6 +48,7 @@ class Watch:
         self._metrics = Tail(attempt.metrics)
         self._output = Tail(attempt.rank_log(0), b"\n\r", _OUTPUT_BLOCK) if expressions else None
         self._expressions = {name: re.compile(text) for name, text in expressions.items()}
+        self._unfinished = b""
         self._speed_at: tuple[float, int] | None = None  # time and step of the last estimate
 
     def update(self) -> bool:
@@ -55,10 +56,20 @@ class Watch:
         lines = self._metrics.lines()
         for line in lines:
             self._take_metrics(line)
-        output = self._output.lines(skip_to_end=True) if self._output else []
-        for line in output:
-            self._take_output(line[:_LINE_MAX].decode(errors="replace"))
+        output = self._new_output()
+        said = [step for line in output if (step := self._take_output(line)) is not None]
+        if said:  # lines carry no time of their own: one look, one point
+            self._at(said[-1], None)
         return bool(lines or output)
+
+    def _new_output(self) -> list[bytes]:
+        """New lines; when there are none, the unfinished last one, once."""
+        if self._output is None:
+            return []
+        if lines := self._output.lines(skip_to_end=True):
+            return lines
+        before, self._unfinished = self._unfinished, self._output.unfinished()
+        return [self._unfinished] if self._unfinished != before else []
 
     def drain(self) -> None:
         while self.update():
@@ -89,24 +100,21 @@ class Watch:
             if isinstance(save_s := values.get("save_s"), int | float) and math.isfinite(save_s):
                 self.now.save_s = float(save_s)
 
-    def _take_output(self, line: str) -> None:
+    def _take_output(self, line: bytes) -> int | None:
+        """-> the step that the line names."""
+        text, step = line[:_LINE_MAX].decode(errors="replace"), None
         for name, expression in self._expressions.items():
-            if (match := expression.search(line)) and match.groups():
-                self._take_word(name, match[1] or "")
-
-    def _take_word(self, name: str, word: str) -> None:
-        try:
-            value = float(word.replace(",", ""))
-        except ValueError:
-            return
-        if name == "loss":
-            self.now.loss = value if math.isfinite(value) else word
-        elif not math.isfinite(value):
-            return
-        elif name == "step":
-            self._at(int(value), None)
-        elif name == "total":
-            self.now.total = int(value)
+            match = expression.search(text)
+            value = _number(match[1]) if match and match.groups() else None
+            if value is None:
+                continue
+            if name == "loss":
+                self.now.loss = value if math.isfinite(value) else str(value)
+            elif name == "step" and math.isfinite(value):
+                step = int(value)
+            elif name == "total" and math.isfinite(value):
+                self.now.total = int(value)
+        return step
 
     def _at(self, step: int, said: object, resumed: bool = False) -> None:
         """A step was reached. The speed counts from the second one on: the first holds the start-up."""
@@ -126,3 +134,10 @@ class Watch:
 
 def _int(value: object, default: int | None) -> int | None:
     return value if isinstance(value, int) else default
+
+
+def _number(word: str | None) -> float | None:
+    try:
+        return float((word or "").replace(",", ""))
+    except ValueError:
+        return None

@@ -35,6 +35,10 @@ class Tail:
         self._offset += len(block)
         return self._split(block)
 
+    def unfinished(self) -> bytes:
+        """What stands after the last separator: a progress bar writes its `\\r` before the line, not after it."""
+        return self._rest
+
     def _split(self, block: bytes) -> list[bytes]:
         text = self._rest + block
         for separator in self._separators[1:]:
