@@ -3,8 +3,8 @@
 A *step* is one attempted forward-backward pass of all ranks; `accumulation` of them make an update, which is
 applied, or skipped and counted when it is not finite or exploded. Nothing the loop does depends on what a
 process remembers: random choices are functions of (seed, step, rank), the learning rate of the applied
-updates, the order of summation of the parameters (jobs.exchange). So a run that was stopped or killed and resumed goes
-on bit for bit, on the CPU, with the same ranks and threads.
+updates, the order of summation of the parameters (jobs.exchange). So a run that was stopped or killed and
+resumed goes on bit for bit, on the CPU, with the same ranks and threads.
 
 All ranks stop at the same step: a rank that got SIGTERM says so in the next update's collective, and every
 rank leaves after that update, which is then saved.
