@@ -15,7 +15,7 @@ from cluster.events import AttemptEnded, AttemptStarted
 from cluster.journal import read_journal
 from cluster.node import control, environment
 from cluster.node.kill import GRACE_S, end_leftovers, refuse_foreign, ring, supervisor_of
-from cluster.node.submit import START_S, begun, read_spec, start_supervisor, unpack_code
+from cluster.node.submit import START_S, agent_of, begun, read_spec, start_supervisor, unpack_code
 from cluster.node.view import read_view
 from cluster.states import ENDED_WORDS
 
@@ -93,7 +93,7 @@ def _by_new_supervisor(run: RunDir, attempt: AttemptDir, change: control.Restart
                           hint="they hang in the kernel (a dead file system or driver); restart when they are gone")
     control.install(run, change)
     control.install_code(run, change.code_digest)
-    start_supervisor(run, "restart", request["agent"], attempt.number)
+    start_supervisor(run, "restart", agent_of(request), attempt.number)
 
 
 def _await_start(attempt: AttemptDir) -> AttemptStarted | None:

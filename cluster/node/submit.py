@@ -18,7 +18,7 @@ from cluster.contract import AttemptDir, RunDir, write_atomically
 from cluster.errors import NodeFailure, Unusable
 from cluster.events import AttemptEnded
 from cluster.journal import read_journal
-from cluster.node import environment, process
+from cluster.node import environment, process, worktree
 from cluster.node.agent import checked_workdir
 from cluster.spec import BadSpec, JobSpec
 
@@ -43,7 +43,7 @@ def submit(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
             _fill(run, dataclasses.replace(spec, id=run.path.name), request.get("config"), snapshot)
             if request.get("secrets"):
                 environment.write_secrets(workdir, request["secrets"])
-            start_supervisor(run, "submit", request["agent"], 0)
+            start_supervisor(run, "submit", agent_of(request), 0)
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)
             _write(intent, "")
@@ -141,6 +141,8 @@ def _fill(run: RunDir, spec: JobSpec, config: str | None, snapshot: Path | None)
         directory.mkdir()
     if snapshot:
         shutil.copytree(snapshot, run.code, symlinks=True)
+    elif spec.cwd is not None:
+        worktree.record(run, spec.cwd)
     if config is not None:
         write_atomically(run.config, config.encode())
     write_atomically(run.spec, spec.to_json())
@@ -229,6 +231,11 @@ def start_supervisor(run: RunDir, by: str, agent: list[str], number: int) -> int
             break  # a slow node: it lives, and says more as soon as it can
         time.sleep(_POLL_S)
     return pid
+
+
+def agent_of(request: dict[str, Any]) -> list[str]:
+    """The command line of the agent: a client that calls these functions itself names one, else it is this program."""
+    return request.get("agent") or process.agent_command()
 
 
 def begun(attempt: AttemptDir) -> bool:
