@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,29 +191,27 @@ def heard(attempt: AttemptDir) -> Heard | None:
     return Heard(alive=alive(beat["pid"], beat["pid_started"]), last=beat["t"])
 
 
-@contextmanager
-def _handle(pid: int, started: int) -> Iterator[int | None]:
-    """A pidfd of exactly that process, or None when it is gone."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except OSError:
-        yield None
-        return
-    try:
-        yield descriptor if start_time(pid) == started else None
-    finally:
-        os.close(descriptor)
-
-
 def send(identity: tuple[int, int], number: signal.Signals) -> bool:
     """Signal exactly the process with this pid and start time; False when it is gone or not ours."""
-    with _handle(*identity) as descriptor:
-        if descriptor is None:
+    pid, started = identity
+    try:
+        handle = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
+    except ProcessLookupError:
+        return False
+    except OSError:  # a kernel before 5.3: what is left of the race is microseconds
+        handle = None
+    try:
+        if not alive(pid, started):
             return False
-        try:
-            signal.pidfd_send_signal(descriptor, number)
-        except (ProcessLookupError, PermissionError):
-            return False
+        if handle is not None and hasattr(signal, "pidfd_send_signal"):
+            signal.pidfd_send_signal(handle, number)
+        else:
+            os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        if handle is not None:
+            os.close(handle)
     return True
 
 

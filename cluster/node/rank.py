@@ -26,6 +26,8 @@ def main(argv: list[str]) -> int:
     """Replaces this process by the program. Returns only when that cannot be done."""
     role, attempt_dir, cwd, *program = argv
     expected = int(os.environ.pop(ENV_PARENT, "0"))
+    if role != "torchrun":  # torchrun gives each rank a session itself
+        os.setsid()
     name = "agent" if role == "agent" else f"rank-{os.environ['RANK'] if role == 'torchrun' else role}"
     _write_to(os.path.join(attempt_dir, "logs", f"{name}.log"))
     die_with_parent(signal.SIGKILL if role == "agent" else signal.SIGTERM, expected)

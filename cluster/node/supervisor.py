@@ -16,14 +16,16 @@ from typing import Literal
 
 from cluster.contract import ENV_PREFIX, RunDir
 from cluster.events import AttemptEnded, Reason, StopAsked
-from cluster.node.attempt import Attempt, Outcome
+from cluster.node.attempt import Attempt
 from cluster.node.control import BadRequest, Control, Restart, Stop, install
+from cluster.node.ending import Outcome
 from cluster.node.failure import Retry
 from cluster.node.loop import Loop
 from cluster.spec import BadSpec, JobSpec
 
 IDLE_MAX = 3  # attempts in a row without progress
 HELPERS_S = 10.0  # env.json of a job that ended at once is still finished for this long
+UNSEEN_S = 600.0  # a program whose steps nobody can see has done something after this time
 _TICK_S = 0.5
 
 
@@ -73,6 +75,7 @@ class Supervisor:
         self._retries = 0
         self._idle = 0
         self._best = -1  # highest step any attempt reached
+        self._resumed: str | None = None  # what the last attempt resumed from
 
     def run_until_ended(self, by: str) -> int:
         if by == "restart":
@@ -85,7 +88,7 @@ class Supervisor:
             self._end(attempt, outcome, following)
             self._control.consume()
             by = self._follow(attempt, outcome, following)
-            attempt.close()
+            attempt.says.close()
             self._helpers |= attempt.helpers
             if not by:
                 return self._finish()
@@ -104,11 +107,9 @@ class Supervisor:
 
     def _decide(self, attempt: Attempt, outcome: Outcome) -> Next:
         """Whether and when another attempt follows."""
-        now = attempt.watch.now
-        reached = max(-1 if now.step is None else now.step, outcome.checkpoint_step or -1)
-        progressed, self._best = reached > self._best, max(reached, self._best)
+        progressed = self._progressed(attempt, outcome)
         self._idle = 0 if progressed else self._idle + 1
-        self._save_s = now.save_s or self._save_s
+        self._save_s = attempt.watch.now.save_s or self._save_s
         if outcome.restart is not None:
             return Next("restart")
         retry = outcome.verdict.retry
@@ -123,10 +124,20 @@ class Supervisor:
         self._retries += 1
         return Next("retry", retry_at=time.time() + pause)
 
+    def _progressed(self, attempt: Attempt, outcome: Outcome) -> bool:
+        """Whether the attempt got further than those before it, by what can be seen of its program."""
+        step = attempt.watch.now.step
+        reached = max(-1 if step is None else step, outcome.checkpoint_step or -1)
+        progressed = reached > self._best or attempt.resumed != self._resumed
+        if reached < 0 and time.monotonic() - attempt.begun_at > UNSEEN_S:
+            progressed = True
+        self._best, self._resumed = max(reached, self._best), attempt.resumed
+        return progressed
+
     def _end(self, attempt: Attempt, outcome: Outcome, following: Next) -> None:
         verdict = outcome.verdict
         detail = "; ".join(text for text in (verdict.detail, following.why_end) if text)
-        attempt.record(AttemptEnded(
+        attempt.says.record(AttemptEnded(
             time.time(), verdict.reason, detail, outcome.exit_code, attempt.watch.now.step, outcome.checkpoint,
             outcome.checkpoint_step, following.what, following.retry_at, outcome.survivors))
 
@@ -165,8 +176,8 @@ class Supervisor:
 
     def _stop_waiting(self, attempt: Attempt, outcome: Outcome, request: Stop) -> None:
         reason = Reason.TIME_LIMIT if request.why == "time limit" else Reason.KILLED
-        attempt.record(StopAsked(time.time(), request.by, request.why, 0.0))
-        attempt.record(AttemptEnded(
+        attempt.says.record(StopAsked(time.time(), request.by, request.why, 0.0))
+        attempt.says.record(AttemptEnded(
             time.time(), reason, f"by {request.by}, while it waited for a retry", None, attempt.watch.now.step,
             outcome.checkpoint, outcome.checkpoint_step, "end", None))
 
@@ -175,7 +186,7 @@ class Supervisor:
             install(self._run, request)
             self._code_digest = request.code_digest
         except BadRequest as error:
-            attempt.note(str(error))
+            attempt.says.note(str(error))
         self._begin_anew()
 
     def _finish(self) -> int:

@@ -1,0 +1,63 @@
+"""The words for an attempt that was asked to stop, and what the supervisor needs to know of any that ended."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.contract import RunDir
+from cluster.events import Reason
+from cluster.node import resume
+from cluster.node.control import Restart
+from cluster.node.failure import Verdict
+from cluster.node.progress import Progress
+
+
+@dataclass
+class Outcome:
+    """How an attempt ended, before anybody decided what comes next."""
+
+    verdict: Verdict = Verdict(Reason.ERROR, "")
+    exit_code: int | None = None
+    checkpoint: str | None = None  # newest that verifies
+    checkpoint_step: int | None = None
+    survivors: tuple[int, ...] = ()
+    asked: bool = False
+    restart: Restart | None = None
+
+
+@dataclass
+class Asked:
+    """A stop that is under way."""
+
+    why: str
+    by: str
+    deadline: float  # time.monotonic
+    restart: Restart | None = None
+
+
+def stopped(asked: Asked, how: str) -> Verdict:
+    match asked.why:
+        case "restart":
+            return Verdict(Reason.RESTART_ASKED, f"by {asked.by}: {how}")
+        case "time limit":
+            return Verdict(Reason.TIME_LIMIT, how)
+    return Verdict(Reason.KILLED, f"by {asked.by}: {how}")
+
+
+def how_it_stopped(now: Progress, outcome: Outcome, ours: bool, by_force: bool) -> str:
+    """Judged by the `stopped` line and a verified checkpoint, not by an exit code: that of torchrun says nothing."""
+    kept = f"checkpoint at step {outcome.checkpoint_step}" if outcome.checkpoint else "no checkpoint"
+    at = "" if now.step is None else f" at step {now.step}"
+    if not ours:
+        return f"ended by SIGKILL{at}" if by_force else f"exit code {outcome.exit_code}{at}"
+    if now.stopped is not None:
+        return f"at step {now.stopped}, {kept}"
+    return f"{'ended by SIGKILL' if by_force else 'ended without saving'}{at}, {kept}"
+
+
+def newest_checkpoint(run_dir: str, number: int) -> dict[str, Any]:
+    """The newest checkpoint of the attempts up to `number` that verifies -> name, step, notes about those that do not."""
+    run = RunDir(Path(run_dir))
+    best = resume.newest_verified(run, resume.counting_checkpoints(run, number + 1))
+    return {"name": Path(best.path).name if best.path else None, "step": best.step, "notes": list(best.notes)}
