@@ -106,8 +106,10 @@ class SshShell(RemoteShell):
             channel.close()
 
     def close(self) -> None:
-        with self._lock:
+        """A thread that is still connecting to a dead node holds the lock: nobody who gave it up waits for it."""
+        if self._lock.acquire(blocking=False):
             _close(self._links)
+            self._lock.release()
 
     def _link(self, deadline: float | None) -> _Link:
         with self._lock:
@@ -329,6 +331,8 @@ def _login(target: Target, reached: Any, timeout_s: float) -> Connection:
         if isinstance(error, ClusterError):
             raise
         raise _login_failed(error, target, keys.tried(), time.monotonic() - begun >= timeout_s) from None
+    finally:
+        keys.close()
     connection.transport.set_keepalive(KEEPALIVE_S)
     return connection
 
@@ -382,10 +386,11 @@ def _keys(target: Target) -> Any:
         def __init__(self) -> None:
             super().__init__(ssh_config=None)
             self._tried: list[str] = []
+            self._agent: Any = None
 
         def get_sources(self) -> Iterator[AuthSource]:
             named = {blob: path for path in target.identities if (blob := _public_blob(path))}
-            held = _agent_keys(target.agent) if target.agent else []
+            held = self._held()
             for key in sorted(held, key=lambda key: key.asbytes() not in named):
                 if key.asbytes() in named or not target.identities_only:
                     self._tried.append(f"{key.get_name()} of the agent")
@@ -401,6 +406,17 @@ def _keys(target: Target) -> Any:
                     self._tried.append(str(path))
                     yield InMemoryPrivateKey(target.user, key)
             yield NoneAuth(target.user)
+
+        def _held(self) -> list[PKey]:
+            try:
+                self._agent = _agent(target.agent) if target.agent else None
+            except (OSError, SSHException):  # no agent is no error: there may be key files
+                return []
+            return list(self._agent.get_keys()) if self._agent else []
+
+        def close(self) -> None:
+            if self._agent:
+                self._agent.close()
 
         def tried(self) -> str:
             return "tried: " + ", ".join(self._tried) if self._tried else "there is no key and no agent to try"
@@ -435,19 +451,23 @@ def _private_key(path: Path) -> PKey | None:
         raise SSHException(f"cannot be used here ({type(error).__name__})") from None
 
 
-def _agent_keys(path: str) -> list[PKey]:
-    from paramiko import SSHException
+def _agent(path: str) -> Any:
+    """The ssh agent at a socket: paramiko's own class knows $SSH_AUTH_SOCK only, not IdentityAgent."""
     from paramiko.agent import AgentSSH
 
-    class Agent(AgentSSH):  # paramiko's own knows $SSH_AUTH_SOCK only, not IdentityAgent
+    class Agent(AgentSSH):
         def __init__(self) -> None:
             super().__init__()
             connection = socket.socket(socket.AF_UNIX)
-            connection.settimeout(SILENCE_S)
-            connection.connect(path)
-            self._connect(connection)
+            try:
+                connection.settimeout(_LOGIN_S)
+                connection.connect(path)
+                self._connect(connection)
+            except BaseException:
+                connection.close()
+                raise
 
-    try:
-        return list(Agent().get_keys())
-    except (OSError, SSHException):  # no agent is no error: there may be key files
-        return []
+        def close(self) -> None:
+            self._close()
+
+    return Agent()
