@@ -8,6 +8,8 @@
 """
 from __future__ import annotations
 
+import errno
+
 
 class ClusterError(Exception):
     """`what` happened, on which `node`, and what to do next."""
@@ -37,3 +39,19 @@ class Refused(ClusterError):
 
 class NodeFailure(ClusterError):
     exit_code = 1
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space or inodes there, or give the node another `workdir:` in cluster.yaml",
+    errno.EDQUOT: "your quota there is used up: free some space, or set another `workdir:` in cluster.yaml",
+    errno.EROFS: "that file system is read-only: ask its administrator, or set another `workdir:` in cluster.yaml",
+    errno.EACCES: "you may not write there: set a `workdir:` of your own in cluster.yaml",
+    errno.EPERM: "you may not write there: set a `workdir:` of your own in cluster.yaml",
+    errno.ENOTDIR: "a part of that path is a file: correct `workdir:` in cluster.yaml",
+}
+
+
+def explain(error: OSError, doing: str) -> tuple[str, str | None]:
+    """What a person should read about a file system that did not take something -> (what, what to do next)."""
+    where = f" ({error.filename})" if isinstance(error.filename, str) else ""
+    return f"{doing}: {error.strerror or error}{where}", _REMEDIES.get(error.errno or 0)

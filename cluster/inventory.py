@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,4 +48,4 @@ def client_state_dir() -> Path:
     if home := os.environ.get("LAUNCH_HOME"):
         return Path(home).expanduser()
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "launch" / socket.gethostname()
+    return Path(state).expanduser() / "launch" / os.uname().nodename

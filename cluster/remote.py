@@ -9,19 +9,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from cluster import carry, wire
+from cluster.asking import Answer, Frame, Payload, checked, size_of
 from cluster.contract import write_atomically
-from cluster.errors import ClusterError, NodeFailure, Refused, Unreachable, Unusable
+from cluster.errors import ClusterError, NodeFailure, Refused, Unreachable, Unusable, explain
 from cluster.inventory import Node, client_state_dir
-
-Answer = dict[str, Any]
-Frame = tuple[dict[str, Any], bytes]  # see cluster/node/logs.py
 
 SILENCE_S = 20.0  # the agent says something every 5 s, so a link that is silent for so long is dead
 BLOCK = 256 << 10
-_ERRORS = {cls.exit_code: cls for cls in (NodeFailure, Unusable, Unreachable, Refused)}
 
 
 class Pipe(Protocol):
@@ -40,17 +37,6 @@ class Pipe(Protocol):
         """Once stdout has ended; None when the link broke before there was one."""
 
 
-def checked(answer: Answer, node: Node) -> Answer:
-    """Raises the ClusterError that an answer of the agent holds."""
-    if error := answer.get("error"):
-        raise _ERRORS.get(error["exit_code"], ClusterError)(error["what"], node.name, error["hint"])
-    return answer
-
-
-def size_of(payload: bytes | BinaryIO) -> int:
-    return len(payload) if isinstance(payload, bytes) else payload.seek(0, 2)
-
-
 class RemoteShell(ABC):
     """A Shell over `open_pipe`. Needs nothing on the node but sh and a Python >= 3.10."""
 
@@ -67,7 +53,7 @@ class RemoteShell(ABC):
     def close(self) -> None:
         """Give back what is open."""
 
-    def ask(self, request: dict[str, Any], payload: bytes | BinaryIO = b"", timeout_s: float | None = None) -> Answer:
+    def ask(self, request: dict[str, Any], payload: Payload = b"", timeout_s: float | None = None) -> Answer:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         line = json.dumps(request | {"payload_size": size_of(payload)}).encode() + b"\n"
         with self._agent("answer", line, payload, deadline) as conversation:
@@ -82,7 +68,7 @@ class RemoteShell(ABC):
                     return
 
     @contextlib.contextmanager
-    def _agent(self, command: str, line: bytes, payload: bytes | BinaryIO,
+    def _agent(self, command: str, line: bytes, payload: Payload,
                deadline: float | None) -> Iterator[_Conversation]:
         """The agent at work on a request; it was brought there, and a Python was found, if need be."""
         python = self._python or self._find_python(deadline)
@@ -123,7 +109,9 @@ class RemoteShell(ABC):
             conversation.send(header, agent)
             if code := conversation.begin():
                 raise conversation.failed(code)
-            checked(conversation.answer(), self._node)
+            if failed := conversation.answer().get("os_error"):
+                what, hint = explain(OSError(*failed), f"cannot put launch's agent into {self._where}")
+                raise Refused(what, self._node.name, hint)
 
     @contextlib.contextmanager
     def _run(self, script: str, mark: str, deadline: float | None) -> Iterator[_Conversation]:
@@ -140,7 +128,7 @@ class _Conversation:
         self._pipe, self._node, self._mark, self._deadline = pipe, node, mark, deadline
         self._read = bytearray()
 
-    def send(self, line: bytes, payload: bytes | BinaryIO) -> None:
+    def send(self, line: bytes, payload: Payload) -> None:
         """A command that ended before it read everything is no error here: its exit code says why."""
         try:
             self._pipe.send(line)

@@ -1,14 +1,11 @@
-"""How a question reaches a node: in this process, or through ssh. The only file that knows fabric and paramiko.
+"""Asking a node through ssh: one connection, opened when first needed, one exec per question.
 
-    Shell
-      ├─ LocalShell   this computer: the agent's functions are called
-      └─ SshShell     one connection, opened when first needed; one exec per question
+The only file that knows fabric and paramiko, and turns their exceptions into ours.
 """
 from __future__ import annotations
 
 import base64
 import contextlib
-import io
 import logging
 import random
 import socket
@@ -18,13 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any
 
-from cluster import carry, hostkeys, wire
-from cluster.errors import ClusterError, Refused, Unreachable
+from cluster import hostkeys, wire
+from cluster.errors import ClusterError, Unreachable
 from cluster.inventory import Node
-from cluster.node.install import explain
-from cluster.remote import BLOCK, SILENCE_S, Answer, Frame, Pipe, RemoteShell, checked, size_of
+from cluster.remote import BLOCK, SILENCE_S, Pipe, RemoteShell
 from cluster.sshconfig import Target, resolve, split_jump
 
 if TYPE_CHECKING:
@@ -35,57 +31,6 @@ KEEPALIVE_S = 5
 _WINDOW = 4 << 20  # bytes on their way at most: what a slow reader keeps in memory
 _LOGIN_S = 15.0
 _RETRIES = 4  # sshd drops new connections at random when many come at once (MaxStartups)
-
-
-class Shell(Protocol):
-    """A way to ask one node. All methods raise ClusterError."""
-
-    def ask(self, request: dict[str, Any], payload: bytes | BinaryIO = b"", timeout_s: float | None = None) -> Answer:
-        """One question, one answer."""
-
-    def stream(self, request: dict[str, Any]) -> Iterator[Frame]:
-        """The frames of a log, the `end` frame included. Close the iterator to stop."""
-
-    def close(self) -> None:
-        """Give back what is open."""
-
-
-def shell_for(node: Node) -> Shell:
-    return LocalShell(node) if node.via == "local" else SshShell(node)
-
-
-class LocalShell:
-    """Supervisors still run from the carried agent: an edit of the sources never disturbs a living one."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def ask(self, request: dict[str, Any], payload: bytes | BinaryIO = b"", timeout_s: float | None = None) -> Answer:
-        from cluster.node import agent
-        if request["op"] in ("submit", "restart"):
-            request = request | {"agent": [self._node.agent_python or "python3", "-I", str(self._agent())]}
-        size = size_of(payload)
-        stream = io.BytesIO(payload) if isinstance(payload, bytes) else payload
-        stream.seek(0)
-        return checked(agent.answer(request | {"payload_size": size}, stream), self._node)
-
-    def stream(self, request: dict[str, Any]) -> Iterator[Frame]:
-        from cluster.node import logs
-        try:
-            yield from logs.frames(request, logs.sleep)
-        except ClusterError as error:
-            raise type(error)(error.what, self._node.name, error.hint) from None
-
-    def close(self) -> None:
-        pass
-
-    def _agent(self) -> Path:
-        workdir = Path(self._node.workdir).expanduser()
-        try:
-            return carry.install_here(workdir)
-        except OSError as error:
-            what, hint = explain(error, f"the workdir {workdir} cannot take a job")
-            raise Refused(what, self._node.name, hint) from None
 
 
 class SshShell(RemoteShell):

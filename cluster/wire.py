@@ -5,8 +5,8 @@ real script from stdin, so nothing of a person's (paths, names) ever passes a sh
 """
 from __future__ import annotations
 
-import inspect
 import shlex
+from pathlib import Path
 
 from cluster.inventory import USUAL_CONDA_BASES, Node
 from cluster.node import install
@@ -63,7 +63,7 @@ def python_places(node: Node) -> list[str]:
 
 
 def run_installer(python: str) -> str:
-    return f"exec {sh_path(python)} -I -c {shlex.quote(inspect.getsource(install))}"
+    return f"exec {sh_path(python)} -I -c {shlex.quote(Path(install.__file__).read_text(encoding='utf-8'))}"
 
 
 def sh_path(path: str) -> str:

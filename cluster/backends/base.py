@@ -4,13 +4,11 @@ from __future__ import annotations
 import atexit
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
+from cluster.asking import Answer, Frame, Payload
 from cluster.inventory import Node
 from cluster.spec import JobSpec, PythonEnv
-
-Answer = dict[str, Any]  # the fields are named in cluster/node: agent.py, submit.py, view.py, kill.py, restart.py
-Frame = tuple[dict[str, Any], bytes]  # see cluster/node/logs.py
 
 
 class Backend(Protocol):
@@ -26,7 +24,7 @@ class Backend(Protocol):
         """The command lines that a submit would run on the node. Pure."""
 
     def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
-               code: bytes | BinaryIO = b"") -> Answer:
+               code: Payload = b"") -> Answer:
         """Start a job -> {id, run_dir, pid, attempt}. `code` is the packed snapshot when the node does not have it.
 
         The same spec again (the same token) is the same job.
@@ -49,7 +47,7 @@ class Backend(Protocol):
 
     def restart(self, run_dir: str, by: str, grace_s: float | None = None, spec: JobSpec | None = None,
                 config: str | None = None, secrets: Mapping[str, str] | None = None,
-                code: bytes | BinaryIO = b"") -> Answer:
+                code: Payload = b"") -> Answer:
         """Start the next attempt -> {attempt, pid, resume_step}."""
 
     def logs(self, run_dir: str, *, ranks: str | Sequence[int] = "0", attempts: str | int = "last",

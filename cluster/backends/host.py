@@ -4,11 +4,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
-from cluster.backends.base import Answer, Frame
+from cluster.asking import Answer, Frame, Payload, Shell
 from cluster.inventory import Node
-from cluster.shell import Shell, shell_for
 from cluster.spec import JobSpec, PythonEnv
 
 
@@ -33,7 +32,7 @@ class HostBackend:
                  *argv]]
 
     def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
-               code: bytes | BinaryIO = b"") -> Answer:
+               code: Payload = b"") -> Answer:
         return self._shell.ask({"op": "submit", "workdir": self.node.workdir, "spec": asdict(spec), "config": config,
                                 "secrets": dict(secrets)}, code)
 
@@ -55,7 +54,7 @@ class HostBackend:
 
     def restart(self, run_dir: str, by: str, grace_s: float | None = None, spec: JobSpec | None = None,
                 config: str | None = None, secrets: Mapping[str, str] | None = None,
-                code: bytes | BinaryIO = b"") -> Answer:
+                code: Payload = b"") -> Answer:
         return self._shell.ask({
             "op": "restart", "run_dir": run_dir, "by": by, "grace_s": grace_s, "config": config,
             "spec": asdict(spec) if spec else None, "secrets": dict(secrets or {})}, code)
@@ -69,6 +68,15 @@ class HostBackend:
 
     def close(self) -> None:
         self._shell.close()
+
+
+def shell_for(node: Node) -> Shell:
+    """Each way is loaded only when it is gone."""
+    if node.via == "local":
+        from cluster.local import LocalShell
+        return LocalShell(node)
+    from cluster.shell import SshShell
+    return SshShell(node)
 
 
 def python_word(python: PythonEnv) -> str:

@@ -1,16 +1,15 @@
 """Answers the questions of clients. Short-lived: one question, one answer; the truth is in the run directories."""
 from __future__ import annotations
 
-import getpass
 import importlib
 import os
+import pwd
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cluster.errors import ClusterError, Refused, Unusable
+from cluster.errors import ClusterError, Refused, Unusable, explain
 from cluster.node import process
-from cluster.node.install import explain
 from cluster.spec import PythonEnv
 
 FREE_BYTES = 1_000_000_000  # a submit is refused below these
@@ -50,7 +49,7 @@ def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     room = os.statvfs(workdir)
     digest = request.get("code_digest")
     return {
-        "hostname": process.hostname(), "boot_id": process.boot_id(), "user": getpass.getuser(),
+        "hostname": process.hostname(), "boot_id": process.boot_id(), "user": _user(),
         "home": str(Path.home()), "workdir": str(workdir), "python": sys.executable,
         "have_code": bool(digest) and (workdir / ".launch" / "code" / str(digest)).is_dir(),
         "free_bytes": room.f_bavail * room.f_frsize, "free_inodes": room.f_favail,
@@ -86,6 +85,13 @@ def checked_workdir(given: str) -> Path:
 def _words(error: OSError, doing: str) -> tuple[str, None, str | None]:
     what, hint = explain(error, doing)
     return what, None, hint
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container without this account
+        return os.environ.get("USER") or str(os.getuid())
 
 
 def _stat(path: str) -> list[int] | None:

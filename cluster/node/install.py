@@ -15,20 +15,6 @@ import tempfile
 import zipfile
 
 
-def explain(error: OSError, doing: str) -> tuple[str, str | None]:
-    """What a person should read about an OSError on a node -> (what happened, what to do next)."""
-    where = f" ({error.filename})" if isinstance(error.filename, str) else ""
-    hints = {
-        errno.ENOSPC: "free some space or inodes there, or give the node another `workdir:` in cluster.yaml",
-        errno.EDQUOT: "your quota there is used up: free some space, or set another `workdir:` in cluster.yaml",
-        errno.EROFS: "that file system is read-only: ask its administrator, or set another `workdir:` in cluster.yaml",
-        errno.EACCES: "you may not write there: set a `workdir:` of your own in cluster.yaml",
-        errno.EPERM: "you may not write there: set a `workdir:` of your own in cluster.yaml",
-        errno.ENOTDIR: "a part of that path is a file: correct `workdir:` in cluster.yaml",
-    }
-    return f"{doing}: {error.strerror or error}{where}", hints.get(error.errno or 0)
-
-
 def install(directory: str, agent: bytes) -> None:
     """Make `directory` hold the unpacked agent. It appears by one rename: where it is, it is whole.
 
@@ -53,8 +39,7 @@ def main() -> None:
     try:
         install(os.path.expanduser(header["directory"]), sys.stdin.buffer.read(header["size"]))
     except OSError as error:
-        what, hint = explain(error, f"cannot put launch's agent into {header['directory']}")
-        answer = {"error": {"exit_code": 4, "what": what, "hint": hint}}
+        answer = {"os_error": [error.errno, error.strerror, error.filename]}
     print(header["mark"] + json.dumps(answer) + header["mark"], flush=True)
 
 

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster.contract import AttemptDir, RunDir
-from cluster.errors import ClusterError, NodeFailure, Unusable
+from cluster.errors import ClusterError, NodeFailure, Unusable, explain
 from cluster.node import process
 from cluster.node.agent import failure
-from cluster.node.install import explain
 from cluster.node.view import read_view
 from cluster.states import ENDED_WORDS
 
