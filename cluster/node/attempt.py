@@ -266,7 +266,8 @@ class Attempt:
         """The newest checkpoint that verifies now; a hash takes its time, so it is done aside."""
         if not self._ours or not self.run.checkpoints.is_dir():
             return
-        aside, until = self._aside(ending.newest_checkpoint, str(self.run.path), self.dir.number), time.monotonic() + VERIFY_S
+        aside = self._aside(ending.newest_checkpoint, str(self.run.path), self.dir.number)
+        until = time.monotonic() + VERIFY_S
         while not aside.done() and time.monotonic() < until:
             self._wait(LOOK_S)
         try:

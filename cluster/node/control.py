@@ -132,7 +132,8 @@ def install_code(run: RunDir, digest: str | None) -> None:
         return
     source = run.path.parent.parent / ".launch" / "code" / digest
     if not source.is_dir():
-        raise Unusable(f"the code {digest[:12]} is not on this node", hint="repeat the restart: it sends the code again")
+        raise Unusable(f"the code {digest[:12]} is not on this node",
+                       hint="repeat the restart: it sends the code again")
     fresh, old = run.path / ".code-new", run.path / ".code-old"
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -57,7 +57,7 @@ def how_it_stopped(now: Progress, outcome: Outcome, ours: bool, by_force: bool) 
 
 
 def newest_checkpoint(run_dir: str, number: int) -> dict[str, Any]:
-    """The newest checkpoint of the attempts up to `number` that verifies -> name, step, notes about those that do not."""
+    """The newest checkpoint of the attempts up to `number` that verifies -> name, step, notes about others."""
     run = RunDir(Path(run_dir))
     best = resume.newest_verified(run, resume.counting_checkpoints(run, number + 1))
     return {"name": Path(best.path).name if best.path else None, "step": best.step, "notes": list(best.notes)}

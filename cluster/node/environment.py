@@ -71,7 +71,8 @@ def conda_base(given: str | None) -> Path:
     for place in places:
         if (place / "etc" / "profile.d" / "conda.sh").is_file():
             return place
-    raise Unusable(f"no conda in {', '.join(map(str, places))}", hint="name its place: env: {conda: NAME, conda_base: DIR}")
+    raise Unusable(f"no conda in {', '.join(map(str, places))}",
+                   hint="name its place: env: {conda: NAME, conda_base: DIR}")
 
 
 def _activate_conda(python: PythonEnv, env: dict[str, str]) -> dict[str, str]:

@@ -21,9 +21,10 @@ _CUDA_OOM = re.compile(r"CUDA out of memory|CUDA error: out of memory|torch\.(cu
 _HOST_OOM = re.compile(r"\bMemoryError\b|DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory")
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|\[Errno (28|122)\]")
 _COMMUNICATION = re.compile(
-    r"NCCL (error|WARN)|ncclInternalError|ncclSystemError|ncclRemoteError|DistNetworkError|DistStoreError|DistBackendError|"
-    r"Rendezvous\w*Error|ProcessGroupNCCL.{0,200}[Tt]imeout|collective operation timeout|gloo.{0,300}(closed|reset|refused|"
-    r"[Tt]imed out)|[Cc]onnection (closed|reset) by peer|Connection was likely closed|Broken pipe|Socket [Tt]imeout|"
+    r"NCCL (error|WARN)|ncclInternalError|ncclSystemError|ncclRemoteError|"
+    r"DistNetworkError|DistStoreError|DistBackendError|Rendezvous\w*Error|"
+    r"ProcessGroupNCCL.{0,200}[Tt]imeout|collective operation timeout|gloo.{0,300}(closed|reset|refused|[Tt]imed out)|"
+    r"[Cc]onnection (closed|reset) by peer|Connection was likely closed|Broken pipe|Socket [Tt]imeout|"
     r"(EADDRINUSE|[Aa]ddress already in use)|connectFullMesh|ConnectionResetError|ConnectionRefusedError", re.DOTALL)
 # The trailer of a failed torchrun, and the line it logs for the first failure it sees.
 _ROOT_CAUSE = re.compile(r"Root Cause \(first observed failure\):.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", re.DOTALL)
@@ -138,9 +139,10 @@ def _words(facts: Facts, first: int) -> Words | None:
 
 
 def last_words(log: str, rank: int = 0, ours: bool = True) -> Words | None:
-    """The last `error: ` line, else the exception of the last traceback that is not just a consequence.
+    """The last `error: ` line, else the exception of the last traceback that is no mere consequence.
 
-    A program of ours writes `error: ` for people and only at its end; another one's counts when no traceback follows it.
+    A program of ours writes `error: ` for people and only at its end; another one's counts when no traceback
+    follows it.
     """
     text = _RANK_PREFIX.sub("", log)
     *_, last = text.split(_TRACEBACK)

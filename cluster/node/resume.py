@@ -89,7 +89,8 @@ def newest_verified(run: RunDir, candidates: list[Path]) -> Resume:
     return Resume(best.path, best.step, (), tuple(notes))
 
 
-def newest_by_glob(run: RunDir, number: int, since: int, rule: ResumeRule, cwd: str, env: Mapping[str, str]) -> Resume:
+def newest_by_glob(run: RunDir, number: int, since: int, rule: ResumeRule, cwd: str,
+                   env: Mapping[str, str]) -> Resume:
     """The newest match, by its number, that this job wrote, that is not being written and whose files can be read."""
     begin = min((start.t for n in range(since, number) if (start := _start_of(run, n))), default=None)
     if begin is None:  # the first attempt: what lies there is another run's
@@ -123,7 +124,8 @@ def _named(spec: JobSpec, notes: tuple[str, ...]) -> Resume:
         raise Unusable(f"the checkpoint to resume from does not verify: {error}") from None
 
 
-def _problem(path: Path, changed: float, ended: float, rule: ResumeRule, cwd: str, env: Mapping[str, str]) -> str | None:
+def _problem(path: Path, changed: float, ended: float, rule: ResumeRule, cwd: str,
+             env: Mapping[str, str]) -> str | None:
     if changed > ended and time.time() - changed < SETTLED_S:
         return f"it changed less than {SETTLED_S:g} s ago"
     for file in _files(path):
@@ -140,8 +142,10 @@ def _verify_command(path: Path, command: str, cwd: str, env: Mapping[str, str]) 
                               errors="replace", timeout=_VERIFY_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{command}: {error}"
+    if done.returncode == 0:
+        return None
     said = (done.stderr or done.stdout).strip().splitlines()
-    return None if done.returncode == 0 else f"{command}: exit code {done.returncode} {said[-1] if said else ''}".strip()
+    return f"{command}: exit code {done.returncode} {said[-1] if said else ''}".strip()
 
 
 def unreadable(path: Path) -> str | None:

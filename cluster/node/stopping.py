@@ -1,4 +1,7 @@
-"""Who is told to stop: only the ranks, because whoever else hears SIGTERM takes a rank's helpers down before it has saved."""
+"""Who is told to stop: the ranks and nobody else.
+
+Whoever else hears SIGTERM (torchrun, a process group) takes a rank's helpers down before the rank has saved.
+"""
 from __future__ import annotations
 
 import json

@@ -99,7 +99,8 @@ def test_a_conda_shaped_environment_activates(conda: Path, make_job: Callable[..
     python = PythonEnv("conda", "mouse", str(conda))
     env = environment.activate(python, {"PATH": os.environ["PATH"], "HOME": "/nowhere", "MINE": "a\nb"})
     assert env["CONDA_PREFIX"] == str(conda / "envs" / "mouse") and env["SHLVL_LIKE"] == "two\nlines"
-    assert env["MINE"] == "a\nb" and environment.python_of(python, env) == str(conda / "envs" / "mouse" / "bin" / "python")
+    assert env["MINE"] == "a\nb"
+    assert environment.python_of(python, env) == str(conda / "envs" / "mouse" / "bin" / "python")
     job = make_job("command", "sh", "-c", "command -v python; echo $CONDA_PREFIX", python=python).start()
     job.ended()
     assert job.log().splitlines() == [str(conda / "envs/mouse/bin/python"), str(conda / "envs/mouse")]

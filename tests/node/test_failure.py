@@ -53,8 +53,8 @@ CUDA_OOM = """\
 Traceback (most recent call last):
   File "train.py", line 3, in <module>
     y = model(x)
-torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB of which \
-1.13 GiB is free.
+torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB of \
+which 1.13 GiB is free.
 """
 DISK = """\
 Traceback (most recent call last):
@@ -94,21 +94,23 @@ def trailer(root: int, root_code: int, other_code: int = -15) -> str:
      Retry.IF_PROGRESS),
     (Facts(1, logs={0: LOST_PEER, 1: LOADER}, agent=trailer(0, 1, 1)), Reason.ERROR, "rank 1: FileNotFoundError",
      Retry.IF_PROGRESS),
-    (Facts(1, logs={0: LOST_PEER, 1: ""}, agent=trailer(1, -9)), Reason.SIGNAL, "rank 1: ended by SIGKILL", Retry.ALWAYS),
+    (Facts(1, logs={0: LOST_PEER, 1: ""}, agent=trailer(1, -9)), Reason.SIGNAL, "rank 1: ended by SIGKILL",
+     Retry.ALWAYS),
     (Facts(1, logs={0: LOST_PEER, 1: ""}, agent=trailer(0, 1, -9)), Reason.SIGNAL, "rank 1: ended by SIGKILL",
      Retry.ALWAYS),
     (Facts(1, logs={0: LOST_PEER, 1: ""}, agent=trailer(1, -9), oom_kills=1), Reason.HOST_OOM, "memory ran out",
      Retry.ALWAYS),
     (Facts(1, logs={0: LOST_PEER, 1: ""}, agent=trailer(1, -11)), Reason.ERROR, "rank 1: crashed with SIGSEGV",
      Retry.IF_PROGRESS),
-    (Facts(1, logs={0: LOST_PEER, 1: LOST_PEER}, agent=trailer(0, 1)), Reason.COMMUNICATION, "Connection closed by peer",
-     Retry.ALWAYS),
+    (Facts(1, logs={0: LOST_PEER, 1: LOST_PEER}, agent=trailer(0, 1)), Reason.COMMUNICATION,
+     "Connection closed by peer", Retry.ALWAYS),
     (Facts(-9, logs={0: "", 1: ""}, agent=""), Reason.SIGNAL, "torchrun: ended by SIGKILL", Retry.ALWAYS),
     (Facts(1, logs={0: LOST_PEER + trailer(1, -9)}, agent=LOST_PEER + trailer(1, -9)), Reason.SIGNAL, "SIGKILL",
      Retry.ALWAYS),
     (Facts(1, logs={0: CUDA_OOM}), Reason.CUDA_OOM, "torch.OutOfMemoryError: CUDA out of memory", Retry.IF_PROGRESS),
     (Facts(1, logs={0: DISK}), Reason.DISK_FULL, "OSError: [Errno 28] No space left on device", Retry.NEVER),
-    (Facts(1, logs={0: "cp: error writing 'x': No space left on device\n"}), Reason.DISK_FULL, "cp: error", Retry.NEVER),
+    (Facts(1, logs={0: "cp: error writing 'x': No space left on device\n"}), Reason.DISK_FULL, "cp: error",
+     Retry.NEVER),
     (Facts(-6, logs={0: NCCL, 1: ""}, agent=trailer(0, -6)), Reason.COMMUNICATION, "collective operation timeout",
      Retry.ALWAYS),
     (Facts(1, logs={0: PORT}), Reason.COMMUNICATION, "EADDRINUSE", Retry.ALWAYS),

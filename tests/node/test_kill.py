@@ -19,12 +19,12 @@ MakeJob = Callable[..., Job]
 Script = Callable[[str], str]
 
 # A tree as nasty as they come. Each member writes its pid; all but the root ignore SIGTERM.
-NASTY = """
+NASTY = r"""
 import os, signal, subprocess, sys, time
 pids = open(sys.argv[1], "a", buffering=1)
 def stubborn(name):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    pids.write(f"{name} {os.getpid()}\\n")
+    pids.write(f"{name} {os.getpid()}\n")
     while True:
         time.sleep(1)
 def fork(function, *args):
@@ -41,7 +41,8 @@ def renamed():                     # setproctitle writes over the environment in
 fork(stubborn, "plain")
 fork(daemon)
 fork(renamed)
-bare = "import os, signal, time; signal.signal(15, 1); os.setsid(); print('bare', os.getpid(), flush=True); time.sleep(99)"
+bare = "import os, signal, time; signal.signal(15, 1); os.setsid(); print('bare', os.getpid(), flush=True); " \
+       "time.sleep(99)"
 subprocess.Popen([sys.executable, "-c", bare], env={}, stdout=pids)
 stubborn("root")
 """

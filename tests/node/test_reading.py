@@ -48,9 +48,12 @@ def test_a_flood_costs_one_block_and_a_truncated_file_begins_again(tmp_path: Pat
 def test_progress_from_metrics(attempt: AttemptDir) -> None:
     watch = Watch(attempt, {})
     lines = [{"t": 10.0, "step": 20, "event": "resumed"}]
-    lines += [{"t": 11.0 + step / 4, "step": 20 + step, "total": 100, "applied": 19 + step, "loss": 0.5} for step in range(1, 41)]
-    lines += [{"t": 22.0, "step": 60, "event": "checkpoint", "save_s": 41.5}, {"t": 22.1, "step": 60, "event": "stopped"}]
-    attempt.metrics.write_text("not json\n[1]\n" + "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 99')
+    lines += [{"t": 11 + step / 4, "step": 20 + step, "total": 100, "applied": 19 + step, "loss": 0.5}
+              for step in range(1, 41)]
+    lines += [{"t": 22.0, "step": 60, "event": "checkpoint", "save_s": 41.5},
+              {"t": 22.1, "step": 60, "event": "stopped"}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    attempt.metrics.write_text("not json\n[1]\n" + text + '{"step": 99')
     watch.drain()
     now = watch.now
     assert (now.resumed, now.step, now.total, now.applied, now.stopped, now.checkpoint) == (20, 60, 100, 59, 60, 60)

@@ -72,7 +72,7 @@ def test_the_newest_whole_one_is_taken_and_the_damaged_ones_are_named(run: RunDi
     checkpoint(run, 650, 0).rename(run.checkpoints / checkpoint_name(800, 0))
     chosen = choose(run, 1)
     assert (chosen.path, chosen.step) == (str(good), 200)
-    assert [note.split()[1] for note in chosen.notes] == [checkpoint_name(step, 0) for step in (800, 700, 500, 400, 300)]
+    assert [note.split()[1] for note in chosen.notes] == [checkpoint_name(n, 0) for n in (800, 700, 500, 400, 300)]
     assert "sha256 differs" in chosen.notes[-1] and "another checkpoint" in chosen.notes[0]
 
 

@@ -32,14 +32,16 @@ sys.exit(int(sys.argv[4]))
 
 def test_a_command_runs_and_its_output_is_kept_byte_by_byte_in_order(make_job: MakeJob) -> None:
     words = ["a b", "'; echo foo", "$HOME", "line\nbreak", "한국어", "*"]
-    code = "import sys; [(sys.stdout.write(f'{w}\\r'), sys.stdout.flush(), sys.stderr.write('|')) for w in sys.argv[1:]]"
+    code = "import sys\nfor word in sys.argv[1:]:\n" \
+           "    sys.stdout.write(f'{word}\\r'); sys.stdout.flush(); sys.stderr.write('|')"
     job = make_job("command", sys.executable, "-c", code, *words, env={"SAID": "it's; $fine\n한"}).start()
     assert isinstance(job.ended(), Completed)
     assert job.log() == "".join(f"{word}\r|" for word in words)
 
 
 def test_the_job_learns_about_its_world_from_the_environment(make_job: MakeJob, script: Script) -> None:
-    job = make_job("python", script("import os, json; print(json.dumps(dict(os.environ)))"), env={"MINE": "it's; $1\n한"})
+    source = script("import os, json; print(json.dumps(dict(os.environ)))")
+    job = make_job("python", source, env={"MINE": "it's; $1\n한"})
     job.run.code.mkdir()
     job.start(RANK="3", LAUNCH_TOKEN="of another job", WORLD_SIZE="8")
     job.ended()
@@ -159,7 +161,8 @@ def test_the_time_limit_ends_a_job_as_a_timeout(make_job: MakeJob) -> None:
 
 
 def test_sigterm_to_the_supervisor_is_a_stop(make_job: MakeJob) -> None:
-    job = make_job("command", "sh", "-c", "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.05; done").start()
+    saves = "trap 'echo saved; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+    job = make_job("command", "sh", "-c", saves).start()
     job.says("up")
     job.supervisor.terminate()
     assert job.ended().reason is Reason.KILLED and "saved" in job.log()
@@ -168,7 +171,8 @@ def test_sigterm_to_the_supervisor_is_a_stop(make_job: MakeJob) -> None:
 def test_progress_is_read_from_a_progress_bar(make_job: MakeJob, script: Script) -> None:
     bar = script("import sys, time\nfor i in range(1, 41):\n    sys.stderr.write(f'\\r{i/40:4.0%}|##| {i}/40 [00:01<, "
                  "loss=0.{i:02d}]')\n    sys.stderr.flush(); time.sleep(0.02)\ntime.sleep(60)")
-    job = make_job("python", bar, progress={"step": r"(\d+)/\d+ \[", "total": r"\d+/(\d+) \[", "loss": r"loss=([\d.]+)"})
+    rules = {"step": r"(\d+)/\d+ \[", "total": r"\d+/(\d+) \[", "loss": r"loss=([\d.]+)"}
+    job = make_job("python", bar, progress=rules)
     job.start().says("40/40")
     job.stop()
     beat = process.read_heartbeat(job.attempt)
