@@ -48,6 +48,7 @@ def status(request: dict[str, Any], _payload: object) -> dict[str, Any]:
 
 def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     """Everything known about one job."""
+    from cluster.node import worktree  # runs git; a status must not pay for that
     run = RunDir(Path(request["run_dir"]))
     view = read_view(run)
     events, skipped = read_events(run)
@@ -59,6 +60,7 @@ def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "attempts": [_attempt_facts(attempt) for attempt in run.attempts()],
         "events": [encode(event) for event in events],
         "skipped_lines": skipped,
+        "code": worktree.recorded(run),
         "checkpoints": [_checkpoint_facts(path) for path in list_checkpoints(run.checkpoints)],
     }
 
