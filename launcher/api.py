@@ -122,12 +122,12 @@ def plan_restart(job: str, *, sets: Sequence[str] = (), fresh_code: bool = False
         return control.plan_restart(index, job, sets, fresh_code, start)
 
 
-def restart(plan: RestartPlan) -> Restarted:
-    """Carry out a planned restart; blocks until the next attempt has begun."""
+def restart(plan: RestartPlan, *, grace_s: float | None = None) -> Restarted:
+    """Carry out a planned restart; blocks until the next attempt has begun. `grace_s`: to save what runs now."""
     from launcher import control
 
     with open_index() as index:
-        return control.restart(index, plan)
+        return control.restart(index, plan, grace_s)
 
 
 def wait(jobs: Sequence[str], *, start: Path | None = None) -> list[JobStatus]:

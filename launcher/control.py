@@ -155,7 +155,7 @@ def _fresh_code(spec: JobSpec, start: Path) -> snapshot.Snapshot:
     return snapshot.take(stages.work_tree_or(start))
 
 
-def restart(index: Index, plan: RestartPlan, grace_s: float | None = None) -> Restarted:
+def restart(index: Index, plan: RestartPlan, grace_s: float | None) -> Restarted:
     """The same job, next attempt, from its last verified checkpoint; blocks until that attempt has begun."""
     backend = reconcile.backend_of(plan.node)
     with packed(plan.code) as code:

@@ -85,7 +85,8 @@ def _plan_command(request: Request, node: Node) -> Plan:
 
 
 def _plan_stage(request: Request, node: Node) -> Plan:
-    from configs.load import load_run, load_stage, parse_duration
+    from configs.fields import parse_duration
+    from configs.load import load_run, load_stage
 
     stage = load_stage(request.stage or "", request.start)
     run = load_run(stage, request.config, list(request.sets), request.start)

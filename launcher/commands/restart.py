@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launcher import api, sentences
-from launcher.commands._common import here, parser, seconds, tell
+from launcher.commands._common import here, parser, tell
 from launcher.errors import Interrupted
 
 
@@ -13,7 +13,7 @@ def run(argv: Sequence[str]) -> int:
     plan = api.plan_restart(args.job, sets=args.set, fresh_code=args.fresh_code, start=here())
     tell(sentences.restart_plan(plan, bool(args.set)))
     try:
-        done = api.restart(plan, grace_s=seconds("--grace", args.grace))
+        done = api.restart(plan)
     except KeyboardInterrupt:
         raise Interrupted(f"\nthe restart of {plan.job.id} was asked for and goes on without you",
                           hint=f"see it with: launch status {plan.job.id}") from None
@@ -27,5 +27,4 @@ def _parser():
     p.add_argument("job", metavar="JOB", help="an id, the beginning of one, a name, @last")
     p.add_argument("--set", action="append", default=[], metavar="A.B=V", help="change its config; may stand several times")
     p.add_argument("--fresh-code", action="store_true", help="with the code as it is now, not as it was submitted")
-    p.add_argument("--grace", metavar="60s", help="how long a running attempt may take to save")
     return p
