@@ -79,7 +79,7 @@ class JobSpec:
     env: dict[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()  # names only; values are in <workdir>/.launch/secrets.env on the node
     python: PythonEnv = PythonEnv()
-    cwd: str | None = None  # None: the snapshot in code/
+    cwd: str | None = None  # None: the snapshot in code/; relative: a directory of it
     gpus: int = 0
     gpu_choice: tuple[int, ...] | None = None  # indices the node's entry in cluster.yaml allows; None: all
     procs: int = 1  # ranks on this node when gpus is 0

@@ -71,6 +71,8 @@ def _directory(spec: JobSpec, run: RunDir) -> str:
     if spec.cwd is None:
         return str(run.code if run.code.is_dir() else run.path)
     path = run.code / Path(spec.cwd).expanduser()
+    if path.is_relative_to(run.code):
+        path.mkdir(parents=True, exist_ok=True)  # git keeps no empty directories
     if not path.is_dir():
         raise Unusable(f"{spec.cwd}: no such directory on this node")
     return str(path)
