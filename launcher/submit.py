@@ -57,11 +57,14 @@ def draft(index: Index, request: stages.Request) -> Draft:
     plan = stages.plan(replace(request, resume=resume.value, cwd=_cwd_from_here(request) or request.cwd), node)
     code = snapshot.take(plan.tree, plan.only) if plan.tree else None
     paths = stages.paths_of(plan.run, plan.stage, node, request.start) if plan.run and plan.stage else stages.NO_PATHS
+    absolute = [resume.value] if resume.value.startswith("/") else []
     prepared = reconcile.backend_of(node).prepare(
-        code_digest=code.code.digest if code else None, stat=[*paths.asked(), *map(str, here.values())],
+        code_digest=code.code.digest if code else None, stat=[*paths.asked(), *map(str, here.values()), *absolute],
         python=plan.spec.python, cwd=plan.spec.cwd if request.cwd else None)
     for option, place in here.items():
         stages.check_seen(option, place, prepared["stats"], node)
+    if absolute and prepared["stats"].get(resume.value) is None:
+        raise Wrong(f"--resume: there is no {resume.value} on this node", node.name)
     stages.check_paths(paths, prepared["stats"], node)
     _check_prepared(plan.spec, prepared, node)
     config = stages.config_text(plan.run, paths.values, prepared["home"]) if plan.run else None
