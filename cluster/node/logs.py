@@ -16,9 +16,9 @@ import os
 import re
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cluster.contract import AttemptDir, RunDir
 from cluster.errors import ClusterError, NodeFailure, Unusable, explain
@@ -27,14 +27,19 @@ from cluster.node.agent import failure
 from cluster.node.view import read_view
 from cluster.states import ENDED_WORDS
 
+if TYPE_CHECKING:
+    from cluster.node.changes import Changes
+
 BLOCK = 256 << 10  # bytes of a frame at most, and of memory
 KEEPALIVE_S = 5.0
-_LOOK_S = 0.04  # between two looks at the files; inotify would see nothing on NFS
+_LOOK_S = 0.04  # between two looks at files whose changes nobody tells us
+_REST_S = 0.01  # between two looks in any case: a job that prints much is not followed write by write
 _STATE_S = 1.0  # between two looks at the state when nothing hints that it changed
 _RANK_LOG = re.compile(r"rank-(\d+)\.log")
 
 Frame = tuple[dict[str, Any], bytes]
-Wait = Callable[[float, int | None], bool]  # (seconds, a pidfd that may cut it short) -> whether the reader is there
+# (seconds, descriptors that cut it short when they are readable) -> whether the reader is still there
+Wait = Callable[[float, Sequence[int]], bool]
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
@@ -191,13 +196,14 @@ def frames(request: dict[str, Any], wait: Wait) -> Iterator[Frame]:
     run = RunDir(Path(request["run_dir"]))
     pattern = _compiled(request.get("grep"))
     selection = _Selection(run, request)
-    watch = _Watch(run)
+    watch = _Watch(run, bool(request.get("follow")))
     try:
         spoke = time.monotonic()
         for log in selection.logs():
             if log.offset:  # so that a reader who is cut off before the first byte knows where to go on
                 yield log.frame(log.offset, b"")
         while True:
+            looked = time.monotonic()
             view = watch.look()
             over = not request.get("follow") or selection.ended(view)
             sent = 0
@@ -216,7 +222,7 @@ def frames(request: dict[str, Any], wait: Wait) -> Iterator[Frame]:
             elif now - spoke >= KEEPALIVE_S:
                 spoke = now
                 yield {"keepalive": time.time()}, b""
-            if not wait(_LOOK_S, watch.supervisor):
+            if not wait(watch.patience_s, watch.descriptors) or not wait(looked + _REST_S - time.monotonic(), ()):
                 return
     finally:
         watch.close()
@@ -225,16 +231,29 @@ def frames(request: dict[str, Any], wait: Wait) -> Iterator[Frame]:
 class _Watch:
     """The view of a job, read again only when something says that it changed: a journal, the supervisor, an attempt."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, follow: bool) -> None:
         self._run = run
         self._pid: int | None = None
-        self.supervisor: int | None = None  # a pidfd: readable when the supervisor ends, which is when the job has
+        self._supervisor: int | None = None  # a pidfd: readable when the supervisor ends, which is when the job has
+        self._changes = _changes() if follow else None
         self._seen = self._signs()
         self._read_at = time.monotonic()
         self._view = read_view(run)
         self._open()
 
+    @property
+    def descriptors(self) -> list[int]:
+        told = self._changes.descriptor if self._changes else None
+        return [one for one in (self._supervisor, told) if one is not None]
+
+    @property
+    def patience_s(self) -> float:
+        """What a living supervisor of this host and its job write, inotify tells; nothing else is sure to be told."""
+        return _STATE_S if len(self.descriptors) == 2 else _LOOK_S
+
     def look(self) -> dict[str, Any]:
+        if self._changes:
+            self._changes.forget()
         signs, now = self._signs(), time.monotonic()
         if signs != self._seen or now - self._read_at > _STATE_S:
             self._seen, self._read_at = signs, now
@@ -243,32 +262,46 @@ class _Watch:
         return self._view
 
     def close(self) -> None:
-        if self.supervisor is not None:
-            os.close(self.supervisor)
-            self.supervisor = None
+        self._let_go()
+        if self._changes:
+            self._changes.close()
+
+    def _let_go(self) -> None:
+        if self._supervisor is not None:
+            os.close(self._supervisor)
+            self._supervisor = None
 
     def _signs(self) -> tuple[Any, ...]:
         attempts = self._run.attempts()
+        if self._changes:
+            last = [attempts[-1].path, attempts[-1].logs] if attempts else []
+            for directory in (self._run.path, self._run.path / "attempts", *last):
+                self._changes.watch(directory)
         try:
             size = os.stat(attempts[-1].journal).st_size if attempts else 0
         except FileNotFoundError:
             size = 0
-        return len(attempts), size, self.supervisor is not None and not _alive(self.supervisor)
+        return len(attempts), size, self._supervisor is not None and not _alive(self._supervisor)
 
     def _open(self) -> None:
         from cluster.node.kill import supervisor_of
         identity = supervisor_of(self._run)
-        if identity and identity[0] == self._pid and self.supervisor is not None:
+        if identity and identity[0] == self._pid and self._supervisor is not None:
             return
-        self.close()
+        self._let_go()
         self._pid = identity[0] if identity else None
         if identity:
             try:
-                self.supervisor = os.pidfd_open(identity[0])
+                self._supervisor = os.pidfd_open(identity[0])
             except ProcessLookupError:
                 return
             if not process.alive(*identity):
-                self.close()
+                self._let_go()
+
+
+def _changes() -> Changes:
+    from cluster.node.changes import Changes  # loads ctypes, which who only reads does without
+    return Changes()
 
 
 def _alive(pidfd: int) -> bool:
@@ -284,9 +317,9 @@ def _compiled(grep: str | None) -> re.Pattern[bytes] | None:
 
 # --- two ways to be read ----------------------------------------------------------------------------------------------
 
-def sleep(seconds: float, pidfd: int | None) -> bool:
+def sleep(seconds: float, descriptors: Sequence[int]) -> bool:
     """For a reader in the same process, who just stops reading."""
-    select.select([] if pidfd is None else [pidfd], [], [], seconds)
+    select.select(descriptors, [], [], max(0.0, seconds))
     return True
 
 
@@ -294,13 +327,13 @@ def serve(request: dict[str, Any], mark: bytes) -> int:
     """Write the mark and the frames to stdout until the end, or until nobody reads them any more."""
     out = 1
 
-    def wait(seconds: float, pidfd: int | None) -> bool:
+    def wait(seconds: float, descriptors: Sequence[int]) -> bool:
         poll = select.poll()
         poll.register(0, select.POLLIN)
         poll.register(out, 0)
-        if pidfd is not None:
-            poll.register(pidfd, select.POLLIN)
-        events = dict(poll.poll(seconds * 1000))
+        for descriptor in descriptors:
+            poll.register(descriptor, select.POLLIN)
+        events = dict(poll.poll(max(0.0, seconds) * 1000))
         return not events.get(out) and not (events.get(0) and os.read(0, 4096) == b"")
 
     try:
