@@ -59,15 +59,14 @@ def _when(t: float | None, now: float) -> str:
 
 def _code(found: Details) -> Iterator[str]:
     code = found.code
-    if not code.get("git_sha") and not code.get("digest"):
-        return
     lines = [f"commit     {code['git_sha']}" + (" with uncommitted changes" if code.get("dirty") else "")] \
         if code.get("git_sha") else []
     lines += [f"snapshot   {code['digest'][:16]}"] if code.get("digest") else []
     lines += [f"untracked  {', '.join(code['untracked'][:10])}"
               + (f" and {len(code['untracked']) - 10} more" if len(code["untracked"]) > 10 else "")] \
         if code.get("untracked") else []
-    yield "\n".join(visible(line) for line in lines)
+    if lines:
+        yield "\n".join(visible(line) for line in lines)
     if patch := (code.get("patch") or "").splitlines():
         more = [f"… {len(patch) - _PATCH_LINES} more lines: --json"] if len(patch) > _PATCH_LINES else []
         yield "\n".join(["uncommitted changes", *(f"  {visible(line)}" for line in [*patch[:_PATCH_LINES], *more])])

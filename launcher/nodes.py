@@ -65,9 +65,7 @@ def _local(start: Path) -> Node:
 
 
 def _data_beside_configs(start: Path) -> Path:
-    import configs
-
-    installed = Path(configs.__file__).parent.parent
+    installed = Path(__file__).resolve().parent.parent
     return next((above for above in (start, *start.parents) if (above / "configs").is_dir()), installed) / "data"
 
 

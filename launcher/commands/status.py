@@ -45,7 +45,7 @@ def _once(args, keep: Sequence[str] = ()) -> api.Statuses:
     elif found.jobs:
         print(views.status_table(found.jobs, columns()))
     else:
-        tell("no jobs" + (" are running; launch status --all shows the ended ones" if found.more_ended else " yet"))
+        print("no jobs are running; launch status --all shows the ended ones" if found.more_ended else "no jobs yet")
     return found
 
 
