@@ -78,12 +78,14 @@ def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = A
     if not names:
         return Refreshed()
     questions = {name: _question(name, by_node.get(name, []), leftovers.get(name, []), start) for name in names}
-    result = Refreshed()
-    for name, answer in ask_all(questions, timeout_s).items():
-        if isinstance(answer, Exception):
-            result.unreachable[name] = str(answer)
-        else:
-            _settle(index, result, name, answer, by_node.get(name, []))
+    answers = ask_all(questions, timeout_s)
+    answered = {name: answer for name, answer in answers.items() if not isinstance(answer, Exception)}
+    result = Refreshed({name: str(answer) for name, answer in answers.items() if isinstance(answer, Exception)})
+    fresh = [job for name, answer in answered.items() for job in _heard(result, name, answer, by_node.get(name, []))]
+    if fresh:
+        index.put_all(fresh)  # at once: fifty commits would take longer than fifty questions
+    for name, answer in answered.items():
+        _settle(index, result, name, answer["found"])
     return result
 
 
@@ -135,18 +137,21 @@ def _question(name: str, jobs: list[Job], leftovers: list[Intent], start: Path) 
     return ask
 
 
-def _settle(index: Index, result: Refreshed, name: str, answer: dict[str, Any], asked: list[Job]) -> None:
+def _heard(result: Refreshed, name: str, answer: dict[str, Any], asked: list[Job]) -> list[Job]:
     now = time.time()
     fresh = [from_view(view, name, now) for view in answer["jobs"]]
-    index.put_all(fresh)
     known = {job.run_dir for job in asked}
     result.ended += [job for job in fresh if job.ended and job.run_dir in known]
     result.notes += [f"{name}: {one['run_dir']}: {one['why']}" for one in answer["broken"]]
-    for intent, found in answer["found"]:
-        if found["run_dir"]:
-            result.notes.append(f"{found['id']} on {name} had been started: its submit was cut off before the answer came")
+    return fresh
+
+
+def _settle(index: Index, result: Refreshed, name: str, found: list[tuple[Intent, dict[str, Any]]]) -> None:
+    for intent, job in found:
+        if job["run_dir"]:
+            result.notes.append(f"{job['id']} on {name} had been started: its submit was cut off before the answer came")
             index.drop_intent(intent.token)
-        elif now - intent.created_at > _SETTLE_AFTER_S:
+        elif time.time() - intent.created_at > _SETTLE_AFTER_S:
             index.drop_intent(intent.token)
 
 
