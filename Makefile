@@ -1,7 +1,7 @@
 # make demo      install, a small data set, then a training on this computer, followed to its end
 # make test      what the tests need, then the tests (at most 20 minutes on 2 cores)
 # make campaign  the long rest; ONLY=name runs one part again
-# make bench     the costs of the launcher beside their goals
+# make bench     the costs of the launcher beside their goals; ONLY=name runs one part
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -36,7 +36,7 @@ campaign: install
 	$(BIN)/python -m pytest -m campaign --timeout 3600 $(if $(ONLY),-k '$(ONLY)')
 
 bench: install
-	$(BIN)/python tests/bench.py
+	$(BIN)/python -m tests.bench $(ONLY)
 
 testbed:
 	.ci/packages testbed
