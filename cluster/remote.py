@@ -27,8 +27,8 @@ class Pipe(Protocol):
     def send(self, content: bytes) -> None:
         """Raises OSError when the command has ended, TimeoutError when it takes nothing in for SILENCE_S."""
 
-    def receive(self, timeout_s: float) -> bytes:
-        """What has come on stdout; empty at its end. Raises TimeoutError."""
+    def receive(self, limit: int, timeout_s: float) -> bytes:
+        """At most `limit` bytes of what has come on stdout; empty at its end. Raises TimeoutError."""
 
     def errors(self) -> bytes:
         """What has come on stderr so far."""
@@ -164,13 +164,19 @@ class _Conversation:
         self._line()  # the mark's own
         while True:
             header = json.loads(self._line())
-            size = header.get("n", 0)
-            while len(self._read) < size:
-                if not self._more():
-                    raise self.failed(self._pipe.exit_code())
-            body = bytes(self._read[:size])
-            del self._read[:size]
-            yield header, body
+            yield header, self._exactly(header.get("n", 0))
+
+    def _exactly(self, size: int) -> bytes:
+        """The next `size` bytes, copied as seldom as can be: logs have gigabytes."""
+        blocks = [bytes(memoryview(self._read)[:size])]
+        del self._read[:size]
+        left = size - len(blocks[0])
+        while left:
+            if not (block := self._receive(left)):
+                raise self.failed(self._pipe.exit_code())
+            blocks.append(block)
+            left -= len(block)
+        return b"".join(blocks)
 
     def failed(self, code: int | None) -> ClusterError:
         """What to tell about a command that ended without its answer."""
@@ -190,17 +196,21 @@ class _Conversation:
         return line
 
     def _more(self) -> bool:
-        """Read on; False at the end. Raises Unreachable when nothing comes for too long."""
+        """Read on; False at the end."""
+        block = self._receive(BLOCK)
+        self._read += block
+        return bool(block)
+
+    def _receive(self, limit: int) -> bytes:
+        """Raises Unreachable when nothing comes for too long."""
         patience = SILENCE_S
         if self._deadline is not None:
             patience = min(patience, max(0.0, self._deadline - time.monotonic()))
         try:
-            block = self._pipe.receive(patience)
+            return self._pipe.receive(limit, patience)
         except TimeoutError:
             raise Unreachable(f"connected, but no answer for {patience:.0f} s", self._node.name,
                               "it may be overloaded, or one of its file systems hangs") from None
-        self._read += block
-        return bool(block)
 
 
 def _new_mark() -> str:

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import importlib
 import logging
 import random
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 KEEPALIVE_S = 5
 _WINDOW = 4 << 20  # bytes on their way at most: what a slow reader keeps in memory
 _LOGIN_S = 15.0
+_loading = threading.Lock()
 _RETRIES = 4  # sshd drops new connections at random when many come at once (MaxStartups)
 
 
@@ -38,6 +41,8 @@ class SshShell(RemoteShell):
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
+        if "fabric" not in sys.modules:  # it takes long to load: meanwhile ssh can say what it knows of the host
+            threading.Thread(target=_load_libraries, daemon=True).start()
         self._lock = threading.Lock()
         self._links: list[_Link] = []  # the way to the node, jump hosts first
 
@@ -65,6 +70,12 @@ class SshShell(RemoteShell):
             return self._links[-1]
 
 
+def _load_libraries() -> None:
+    """In one thread at a time: paramiko's modules import each other in circles, which fails when two threads do it."""
+    with _loading:
+        importlib.import_module("fabric")
+
+
 def _close(links: list[_Link]) -> None:
     while links:
         links.pop().close()
@@ -81,9 +92,9 @@ class _ChannelPipe:
         self._channel.settimeout(SILENCE_S)
         self._channel.sendall(content)
 
-    def receive(self, timeout_s: float) -> bytes:
+    def receive(self, limit: int, timeout_s: float) -> bytes:
         self._channel.settimeout(timeout_s)
-        block = self._channel.recv(BLOCK)
+        block = self._channel.recv(limit)
         self._drain_errors()
         return block
 
@@ -257,10 +268,11 @@ class _ProxyCommand:
 
 def _login(target: Target, reached: Any, timeout_s: float) -> Connection:
     """A fabric connection over what has been reached. Raises Unreachable, Refused or _Dropped."""
+    known = hostkeys.known_keys(target)
+    _load_libraries()
     import paramiko
     from fabric import Config, Connection
     logging.getLogger("paramiko").addHandler(logging.NullHandler())  # else its tracebacks reach stderr
-    known = hostkeys.known_keys(target)
     keys = _keys(target)
     connection = Connection(
         target.hostname, user=target.user, port=target.port, connect_timeout=max(1, int(timeout_s)),

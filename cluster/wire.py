@@ -17,6 +17,7 @@ LINE = "exec sh -c 'read -r n && eval \"$(dd bs=1 count=\"$n\" 2>/dev/null)\"'"
 NO_AGENT = 96  # exit codes of the scripts below
 NO_PYTHON = (97, 126, 127)
 _ON_PATH = ("python3", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10", "python")
+# Everywhere -I and -S: the agent needs the standard library alone, and site-packages cost milliseconds at every start.
 # Runs in whatever Python is found, however old.
 _IS_PYTHON = """\
 import sys
@@ -35,14 +36,14 @@ def framed(script: str) -> bytes:
 def run_agent(python: str, directory: str, command: str, mark: str) -> str:
     """Become the agent in `directory`; exit NO_AGENT or one of NO_PYTHON when that cannot be."""
     return (f"a={sh_path(directory)}; [ -d \"$a\" ] || exit {NO_AGENT}; [ -x {sh_path(python)} ] || exit {NO_PYTHON[0]}; "
-            f"exec {sh_path(python)} -I \"$a\" {command} {mark}")
+            f"exec {sh_path(python)} -I -S \"$a\" {command} {mark}")
 
 
 def find_python(node: Node, mark: str) -> str:
     """Print mark, JSON {python}, mark for the first Python >= 3.10; exit with the first of NO_PYTHON without one."""
     places = " ".join(sh_path(place) for place in python_places(node))
     return (f"for p in {places}; do q=$(command -v \"$p\" 2>/dev/null) || continue; "
-            f"\"$q\" -I -c {shlex.quote(_IS_PYTHON)} {mark} 2>/dev/null && exit 0; done; exit {NO_PYTHON[0]}")
+            f"\"$q\" -I -S -c {shlex.quote(_IS_PYTHON)} {mark} 2>/dev/null && exit 0; done; exit {NO_PYTHON[0]}")
 
 
 def python_places(node: Node) -> list[str]:
@@ -63,7 +64,7 @@ def python_places(node: Node) -> list[str]:
 
 
 def run_installer(python: str) -> str:
-    return f"exec {sh_path(python)} -I -c {shlex.quote(Path(install.__file__).read_text(encoding='utf-8'))}"
+    return f"exec {sh_path(python)} -I -S -c {shlex.quote(Path(install.__file__).read_text(encoding='utf-8'))}"
 
 
 def sh_path(path: str) -> str:

@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +45,7 @@ def _answer(mark: str) -> int:
         request = read_request(sys.stdin.buffer)
         given = agent.answer(request, Payload(sys.stdin.buffer, request.get("payload_size", 0)))
     except Exception as error:  # the client cannot see a traceback: it gets the name, the words and the place
+        import traceback
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = f"launch's agent failed: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
         given = {"error": {"exit_code": 1, "what": what, "hint": None}}

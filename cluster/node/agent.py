@@ -10,7 +10,6 @@ from typing import Any, BinaryIO
 
 from cluster.errors import ClusterError, Refused, Unusable, explain
 from cluster.node import process
-from cluster.spec import PythonEnv
 
 FREE_BYTES = 1_000_000_000  # a submit is refused below these
 FREE_INODES = 10_000
@@ -55,7 +54,7 @@ def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "free_bytes": room.f_bavail * room.f_frsize, "free_inodes": room.f_favail,
         "stats": {path: _stat(path) for path in request.get("stat", ())},
         "gpus": _gpus(),
-        "env_problem": _cwd_problem(request.get("cwd")) or _env_problem(PythonEnv(**(request.get("need_python") or {}))),
+        "env_problem": _cwd_problem(request.get("cwd")) or _env_problem(request.get("need_python") or {}),
     }
 
 
@@ -116,9 +115,11 @@ def _cwd_problem(cwd: str | None) -> dict[str, Any] | None:
     return failure(Unusable(f"--cwd {cwd}: there is no such directory on {process.hostname()}"))["error"]
 
 
-def _env_problem(python: PythonEnv) -> dict[str, Any] | None:
+def _env_problem(asked: dict[str, Any]) -> dict[str, Any] | None:
     """Why the environment of the jobs cannot be used here. Only looked at, not activated: that takes conda seconds."""
     from cluster.node import environment
+    from cluster.spec import PythonEnv
+    python = PythonEnv(**asked)
     try:
         if python.kind == "conda":
             environment.conda_base(python.conda_base)

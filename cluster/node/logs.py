@@ -340,7 +340,8 @@ def serve(request: dict[str, Any], mark: bytes) -> int:
         _write(out, mark + b"\n")
         try:
             for header, body in frames(request, wait):
-                _write(out, json.dumps(header).encode() + b"\n" + body)
+                _write(out, json.dumps(header).encode() + b"\n")
+                _write(out, body)
         except ClusterError as error:
             _write(out, json.dumps(failure(error)).encode() + b"\n")
     except (BrokenPipeError, ConnectionResetError):

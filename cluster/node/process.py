@@ -47,7 +47,7 @@ def agent_command(*args: str) -> list[str]:
     """
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     carried = os.path.isfile(root) or os.path.isfile(os.path.join(root, "__main__.py"))
-    return [sys.executable, "-I", *([root] if carried else ["-m", "cluster.node"]), *args]
+    return [sys.executable, "-I", *(["-S", root] if carried else ["-m", "cluster.node"]), *args]
 
 
 def boot_id() -> str:

@@ -49,11 +49,11 @@ class _ProcessPipe:
         while view:
             view = view[self._process.stdin.write(view):]
 
-    def receive(self, timeout_s: float) -> bytes:
+    def receive(self, limit: int, timeout_s: float) -> bytes:
         assert self._process.stdout
         if not select.select([self._process.stdout], [], [], timeout_s)[0]:
             raise TimeoutError
-        return os.read(self._process.stdout.fileno(), BLOCK)
+        return os.read(self._process.stdout.fileno(), limit)
 
     def errors(self) -> bytes:
         assert self._process.stderr

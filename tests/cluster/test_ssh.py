@@ -26,6 +26,18 @@ from tests.testbed.testbed import Testbed
 pytestmark = pytest.mark.testbed
 
 NODE = "gpu05"
+FRESH_CLIENT = """
+import sys, threading
+from cluster.backends.base import backend_for
+from cluster.inventory import Node
+found = []
+def ask(name):
+    found.append(backend_for(Node(name, workdir=sys.argv[2], ssh_config=sys.argv[1])).prepare()["hostname"])
+threads = [threading.Thread(target=ask, args=(f"gpu0{n}",)) for n in range(1, 6)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(*sorted(found))
+"""
 Connect = Callable[..., Backend]
 
 
@@ -283,6 +295,15 @@ def test_many_at_once_through_an_sshd_that_drops_some(connect: Connect, testbed:
         for thread in threads:
             thread.join()
     assert answers == [NODE] * 6
+
+
+def test_many_nodes_at_once_from_a_fresh_client(testbed: Testbed, tmp_path: Path) -> None:
+    """The libraries are loaded by many threads at the same moment."""
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH_CLIENT, str(testbed.ssh_config("alice")), "~/launch-of-the-test"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    testbed.sh("head", "rm -rf /home/alice/launch-of-the-test")
+    assert (done.stdout.split(), done.stderr) == (["gpu01", "gpu02", "gpu03", "gpu04", "gpu05"], "")
 
 
 def test_files_that_the_node_sees_too(connect: Connect, tmp_path: Path) -> None:
