@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ import msgspec
 from configs.errors import NO_VALUE, ConfigError
 from configs.fields import Resources, ResourcesOverride, Strict
 from configs.keys import decode, holds_path, look_up, path_keys
+from configs.places import find_cluster, upward
 from configs.schema import NODE_TYPES, SCHEMAS, ClusterFile, Node, StageFile, check_node_name
 from configs.sets import apply_sets
 from configs.yaml12 import Document, dump, parse, read
@@ -115,15 +115,6 @@ def load_cluster(start: Path) -> ClusterFile | None:
                        nodes={name: _node(document, name) for name in top.nodes})
 
 
-def find_cluster(start: Path) -> Path | None:
-    """`$LAUNCH_CLUSTER`, else `configs/cluster.yaml` upward from `start`, else the one in `~/.config/launch`."""
-    if named := os.environ.get("LAUNCH_CLUSTER"):
-        return Path(named).expanduser()
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
-    places = [above / "configs" / "cluster.yaml" for above in _upward(start)]
-    return next((place for place in [*places, home / "launch" / "cluster.yaml"] if place.is_file()), None)
-
-
 def list_stages(start: Path) -> dict[str, Path]:
     """All stages that can be named from here; the nearest file of a name wins."""
     return _named_files(start, Path("stages"))
@@ -202,15 +193,10 @@ def _find_run(stage: str, name: str, start: Path) -> Path:
 
 def _named_files(start: Path, below: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for configs in (*(above / "configs" for above in _upward(start)), _PACKAGED):
+    for configs in (*(above / "configs" for above in upward(start)), _PACKAGED):
         for path in sorted((configs / below).glob("*.yaml")):
             found.setdefault(path.stem, path)
     return found
-
-
-def _upward(start: Path) -> list[Path]:
-    start = start.absolute()
-    return [start, *start.parents]
 
 
 def _among(noun: str, name: str, known: list[str]) -> str:

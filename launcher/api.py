@@ -1,13 +1,13 @@
-"""What the verbs of `launch` do, as typed functions for programs. A verb is parsing, one of these, and a view.
+"""What the verbs of `launch` do, as typed functions for programs. A verb is parse, one of these, and a view.
 
     from launcher import api
     from launcher.stages import Request
     job = api.submit(Request(Path.cwd(), stage="phase3", config="demo"))
     [ended] = api.wait([job.id])
 
-A job is named by its id, a unique beginning of it, its name, or `@last`. Everything raises LaunchError, ClusterError or
-ConfigError, each with an `exit_code`; nothing here prints or ends the process. `start` is the directory that relative
-paths, configs/ and the code to copy are looked for in: the current one when it is not given.
+A job is named by its id, a unique beginning of it, its name, or `@last`. Everything raises LaunchError,
+ClusterError or ConfigError, each with an `exit_code`; nothing here prints or ends the process. `start` is the
+directory that relative paths, configs/ and the code to copy are looked for in: the current one if not given.
 """
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from launcher.stages import Request
     from launcher.submit import Draft, Submitted
 
-__all__ = ["Details", "JobStatus", "Statuses", "command_lines", "draft", "kill", "known", "logs", "plan_restart", "remember",
-           "restart", "send", "show", "status", "submit", "wait"]
+__all__ = ["Details", "JobStatus", "Statuses", "command_lines", "draft", "kill", "known", "logs",
+           "plan_restart", "remember", "restart", "send", "show", "status", "submit", "wait"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Details:
     events: list[dict[str, Any]]
     checkpoints: list[dict[str, Any]]
     skipped_lines: int  # of the journals, that could not be read
-    code: dict[str, Any]  # git_sha, dirty, untracked, patch; of the snapshot, or of the directory given by --cwd
+    code: dict[str, Any]  # git_sha, dirty, untracked, patch: of the snapshot, or of the directory of --cwd
 
 
 def draft(request: Request) -> Draft:
@@ -76,10 +76,10 @@ def submit(request: Request) -> Submitted:
 
 def status(jobs: Sequence[str] = (), *, all_jobs: bool = False, ask_all_nodes: bool = False,
            keep: Sequence[str] = (), start: Path | None = None, timeout_s: float = ASK_S) -> Statuses:
-    """Jobs not known to have ended and those that just did; `all_jobs`: the ended ones too; or just these `jobs`.
+    """Jobs not known to have ended and those that just did; `all_jobs`: ended ones too; or just these `jobs`.
 
-    `ask_all_nodes` first asks every node of cluster.yaml for every run directory it has (`--rescan`). `keep`: ids of
-    ended jobs to show as well.
+    `ask_all_nodes` first asks every node of cluster.yaml for every run directory it has (`--rescan`).
+    `keep`: ids of ended jobs to show as well.
     """
     with open_index() as index:
         start = start or Path.cwd()
@@ -123,7 +123,7 @@ def plan_restart(job: str, *, sets: Sequence[str] = (), fresh_code: bool = False
 
 
 def restart(plan: RestartPlan, *, grace_s: float | None = None) -> Restarted:
-    """Carry out a planned restart; blocks until the next attempt has begun. `grace_s`: to save what runs now."""
+    """Carry out a planned restart; returns when the next attempt has begun. `grace_s`: to save what runs."""
     from launcher import control
 
     with open_index() as index:
@@ -151,8 +151,8 @@ def show(job: str, *, start: Path | None = None) -> Details:
         shown = control.node_and_backend(found, start)[1].show(found.run_dir)
         now = control.heard(index, found, shown["view"])
     recorded = (shown["spec"] or {}).get("code") or {}
-    return Details(now, shown["spec"], shown["config"], shown["attempts"], shown["events"], shown["checkpoints"],
-                   shown["skipped_lines"], {**recorded, **(shown.get("code") or {})})
+    return Details(now, shown["spec"], shown["config"], shown["attempts"], shown["events"],
+                   shown["checkpoints"], shown["skipped_lines"], {**recorded, **(shown.get("code") or {})})
 
 
 def remember(job: str, view: dict[str, Any]) -> JobStatus:

@@ -1,6 +1,7 @@
 """`launch`: finds the verb, runs it, turns what went wrong into one message and an exit code.
 
-Exit codes: 0 done, 1 the job or check failed, 2 usage or configuration, 3 a node cannot be reached, 4 refused, 130 Ctrl-C.
+Exit codes: 0 done, 1 the job or check failed, 2 usage or configuration, 3 a node cannot be reached,
+4 refused, 130 Ctrl-C.
 A verb is a module of `launcher.commands`, imported when it is asked for: `--help` and `status` load little.
 """
 from __future__ import annotations

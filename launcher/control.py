@@ -91,7 +91,8 @@ def kill(index: Index, words: Sequence[str], grace_s: float | None, now: bool, s
         return node_and_backend(job, start)[1].kill(job.run_dir, by=whoami(), grace_s=grace_s, now=now)
 
     answers = reconcile.ask_all({key: lambda job=job: ask(job) for key, job in jobs.items()}, _FOREVER_S)
-    reconcile.refresh(index, [job for key, job in jobs.items() if not isinstance(answers[key], Exception)], start)
+    answered = [job for key, job in jobs.items() if not isinstance(answers[key], Exception)]
+    reconcile.refresh(index, answered, start)
     return [_killed(jobs[key], answer) for key, answer in answers.items()]
 
 
@@ -159,8 +160,8 @@ def restart(index: Index, plan: RestartPlan, grace_s: float | None) -> Restarted
     """The same job, next attempt, from its last verified checkpoint; blocks until that attempt has begun."""
     backend = reconcile.backend_of(plan.node)
     with packed(plan.code) as code:
-        answer = backend.restart(plan.job.run_dir, by=whoami(), grace_s=grace_s, spec=plan.spec, config=plan.config,
-                                 secrets=plan.secrets, code=code)
+        answer = backend.restart(plan.job.run_dir, by=whoami(), grace_s=grace_s, spec=plan.spec,
+                                 config=plan.config, secrets=plan.secrets, code=code)
     for view in backend.status([plan.job.run_dir])["jobs"]:
         heard(index, plan.job, view)
     return Restarted(plan.job.id, plan.job.node, answer["attempt"], answer["resume_step"])

@@ -19,8 +19,8 @@ def as_object(found: Details) -> dict[str, Any]:
 
 
 def as_text(found: Details) -> str:
-    parts = [_head(found), *_code(found), *_config(found), *_attempts(found), *_checkpoints(found), *_events(found)]
-    return "\n\n".join(part for part in parts if part)
+    parts = (_code, _config, _attempts, _checkpoints, _events)
+    return "\n\n".join([_head(found), *(text for part in parts for text in part(found))])
 
 
 def inputs(found: Details) -> list[str]:
@@ -35,7 +35,8 @@ def _head(found: Details) -> str:
             ("stage", job.stage), ("node", job.node), ("run dir", job.run_dir)]
     if found.spec:
         rows += [("command", _command(found.spec)), ("directory", found.spec["cwd"]),
-                 ("takes", f"{found.spec['gpus']} GPUs" if found.spec["gpus"] else f"{found.spec['procs']} on the CPU"),
+                 ("GPUs", found.spec["gpus"]),
+                 ("processes", "" if found.spec["gpus"] else found.spec["procs"]),
                  ("secrets", ", ".join(found.spec["secrets"])), ("by", found.spec["submitted_by"])]
     rows += [("submitted", _when(job.submitted_at, now)), ("started", _when(job.started_at, now)),
              ("ended", _when(job.ended_at, now)), ("step", _step(found)), ("loss", number(job.loss)),
@@ -69,12 +70,12 @@ def _code(found: Details) -> Iterator[str]:
         yield "\n".join(visible(line) for line in lines)
     if patch := (code.get("patch") or "").splitlines():
         more = [f"… {len(patch) - _PATCH_LINES} more lines: --json"] if len(patch) > _PATCH_LINES else []
-        yield "\n".join(["uncommitted changes", *(f"  {visible(line)}" for line in [*patch[:_PATCH_LINES], *more])])
+        yield _block("uncommitted changes", [*patch[:_PATCH_LINES], *more])
 
 
 def _config(found: Details) -> Iterator[str]:
     if found.config:
-        yield "\n".join(["config.yaml", *(f"  {visible(line)}" for line in found.config.rstrip().splitlines())])
+        yield _block("config.yaml", found.config.rstrip().splitlines())
 
 
 def _attempts(found: Details) -> Iterator[str]:
@@ -89,24 +90,24 @@ def _attempts(found: Details) -> Iterator[str]:
             "GPUs": [str(len(one["gpus"])) for one in rows],
             "python": [visible(f"{(one['env'] or {}).get('python') or ''}") for one in rows],
             "torch": [visible(f"{(one['env'] or {}).get('torch') or ''}") for one in rows],
-            "ended": [visible(": ".join(part for part in (one["reason"], one["detail"]) if part)) for one in rows],
+            "ended": [visible(": ".join(filter(None, (one["reason"], one["detail"])))) for one in rows],
         })
 
 
 def _checkpoints(found: Details) -> Iterator[str]:
     if found.checkpoints:
-        yield "\n".join(["checkpoints", *(
-            f"  {visible(one['name'])}" + (f"  not usable: {visible(one['why'])}" if one["verified"] is False else "")
-            for one in found.checkpoints)])
+        yield _block("checkpoints", [
+            one["name"] + (f"  not usable: {one['why']}" if one["verified"] is False else "")
+            for one in found.checkpoints])
 
 
 def _events(found: Details) -> Iterator[str]:
-    lines = [f"  {time.strftime('%H:%M:%S', time.localtime(event.get('t') or 0))}  {_told(event)}"
+    lines = [f"{time.strftime('%H:%M:%S', time.localtime(event.get('t') or 0))}  {_told(event)}"
              for event in found.events]
     if found.skipped_lines:
-        lines.append(f"  {found.skipped_lines} lines of the journal cannot be read")
+        lines.append(f"{found.skipped_lines} lines of the journal cannot be read")
     if lines:
-        yield "\n".join(["events", *lines])
+        yield _block("events", lines)
 
 
 def _told(event: dict[str, Any]) -> str:
@@ -126,4 +127,8 @@ def _told(event: dict[str, Any]) -> str:
             text = event["text"]
         case _:
             text = str(kind)
-    return visible(text)
+    return text
+
+
+def _block(title: str, lines: list[str]) -> str:
+    return "\n".join([title, *(f"  {visible(line)}" for line in lines)])

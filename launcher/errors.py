@@ -6,7 +6,8 @@
       ├─ Refused     4  would lose work
       └─ Failed      1  it was tried and did not work out
 
-`cluster.errors.ClusterError` and `configs.errors.ConfigError` have the same `exit_code`; `cli.main` prints all of them alike.
+`cluster.errors.ClusterError` and `configs.errors.ConfigError` have an `exit_code` too; `cli.main` prints them
+all alike.
 """
 from __future__ import annotations
 

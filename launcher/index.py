@@ -1,10 +1,10 @@
-"""What this computer remembers about jobs: one SQLite file that makes `status` instant. The nodes hold the truth.
+"""What this computer remembers about jobs, so that `status` is instant. The nodes hold the truth.
 
-    jobs     one row per job: where it is, whether it is known to have ended, the last answer about it, and when
+    jobs     one row per job: where it is, whether it is known to have ended, the last answer and its time
     intents  submits whose outcome is not known yet: written before the node is asked, removed with its answer
 
-Deleting the file loses nothing that `launch status --rescan` does not bring back. A rollback journal, never WAL: homes
-are on NFS.
+One SQLite file; deleting it loses nothing that `launch status --rescan` does not bring back. A rollback
+journal, never WAL: homes are on NFS.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _COLUMNS = "key, id, name, node, run_dir, ended, submitted_at, asked_at, view"
 
 @dataclass(frozen=True)
 class Job:
-    """The last that was heard about a job. `view` is the node's answer (VIEW), `asked_at` when it was given."""
+    """The last that was heard about a job. `view` is the node's answer, `asked_at` when it was given."""
 
     key: str  # its token, or node and run directory for a job that was started by hand
     id: str
@@ -68,7 +68,7 @@ class Intent:
 
 
 class Index:
-    """Open with `open_index()`. Every method is one transaction, so two clients at once only wait for each other."""
+    """Open with `open_index()`. A method is one transaction: two clients at once only wait for each other."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -96,8 +96,8 @@ class Index:
             self._insert(jobs)
 
     def _insert(self, jobs: list[Job]) -> None:
-        rows = [(job.key, job.id, job.name, job.node, job.run_dir, int(job.ended), job.submitted_at, job.asked_at,
-                 json.dumps(job.view, ensure_ascii=False)) for job in jobs]
+        rows = [(job.key, job.id, job.name, job.node, job.run_dir, int(job.ended), job.submitted_at,
+                 job.asked_at, json.dumps(job.view, ensure_ascii=False)) for job in jobs]
         self._db.executemany(f"INSERT OR REPLACE INTO jobs({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)", rows)
 
     def forget(self, job: Job) -> None:
@@ -194,8 +194,8 @@ def _connect(path: Path) -> sqlite3.Connection:
         except sqlite3.DatabaseError:
             db.close()
             aside = _move_aside(path)
-            print(f"launch: {path} was damaged and is now {aside.name}; launch status --rescan fills the new one",
-                  file=sys.stderr)
+            print(f"launch: {path} was damaged and is now {aside.name}; "
+                  "launch status --rescan fills the new one", file=sys.stderr)
     raise sqlite3.OperationalError("damaged, and it could not be replaced")
 
 

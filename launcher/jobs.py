@@ -11,9 +11,13 @@ from launcher.index import Index, Job
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"})
 
 
+_AS_ANSWERED = ("reason", "attempt", "step", "total", "loss", "health", "submitted_at", "started_at", "ended_at",
+                "it_s", "eta_s", "checkpoint_step", "resume_step", "retry_at", "peak_rss_mb")
+
+
 @dataclass(frozen=True)
 class JobStatus:
-    """One job, as it was last heard of. Times are unix seconds of the node; None: not known or not applicable."""
+    """One job, as it was last heard of. Times are unix seconds of the node; None: not known or none."""
 
     id: str
     name: str | None
@@ -21,7 +25,7 @@ class JobStatus:
     node: str
     backend: str
     gpus: tuple[str | int, ...]  # UUIDs, or indices
-    state: str  # PENDING RUNNING STOPPING RESTARTING COMPLETED FAILED CANCELLED TIMEOUT OUT_OF_MEMORY NODE_FAIL
+    state: str  # one of cluster.states.WORDS
     reason: str | None  # why it ended or waits
     attempt: int | None
     step: int | None
@@ -67,19 +71,16 @@ def status_of(job: Job, stale: bool = False) -> JobStatus:
     """`stale`: its node was asked just now and did not answer."""
     view = job.view
     return JobStatus(
-        id=job.id, name=job.name, stage=view.get("stage") or "", node=job.node, backend=view.get("backend") or "host",
-        gpus=tuple(view.get("gpus") or ()), state=view.get("state") or "PENDING", reason=view.get("reason"),
-        attempt=view.get("attempt"), step=view.get("step"), total=view.get("total"), loss=view.get("loss"),
-        health=view.get("health"), submitted_at=view.get("submitted_at"), started_at=view.get("started_at"),
-        ended_at=view.get("ended_at"), last_seen_s=round(max(0.0, time.time() - job.asked_at), 1),
-        run_dir=job.run_dir, detail=view.get("detail") or "", it_s=view.get("it_s"), eta_s=view.get("eta_s"),
-        checkpoint_step=view.get("checkpoint_step"), resume_step=view.get("resume_step"),
-        retry_at=view.get("retry_at"), peak_rss_mb=view.get("peak_rss_mb"), by_hand=bool(view.get("by_hand")),
+        id=job.id, name=job.name, node=job.node, run_dir=job.run_dir,
+        stage=view.get("stage") or "", backend=view.get("backend") or "host", gpus=tuple(view.get("gpus") or ()),
+        state=view.get("state") or "PENDING", detail=view.get("detail") or "", by_hand=bool(view.get("by_hand")),
+        last_seen_s=round(max(0.0, time.time() - job.asked_at), 1),
+        **{key: view.get(key) for key in _AS_ANSWERED},
         stale=stale and not job.ended)
 
 
 def find(index: Index, word: str) -> Job:
-    """The job that `word` names: an id, `@last`, the name of a job not ended, a unique prefix, the name of an ended one.
+    """The job of that id, name (of one not ended first) or unique prefix; `@last` is the newest.
 
     Raises Wrong with the nearest id or name.
     """
@@ -94,7 +95,7 @@ def find(index: Index, word: str) -> Job:
         if len(found) == 1:
             return found[0]
         if found:
-            raise Wrong(f"{word!r} is not unique", hint="it could be: " + ", ".join(_told(job) for job in found))
+            raise Wrong(f"{word!r} is not unique", hint="it could be: " + ", ".join(map(_told, found)))
     if named:
         return named[0]
     raise Wrong(f"no such job: {word!r}", hint=_unknown_hint(index, word))

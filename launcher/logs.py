@@ -1,4 +1,4 @@
-"""What a job printed: exact bytes of one rank, or the lines of several, followed by byte offsets across lost links.
+"""What a job printed: exact bytes of one rank, or lines of several, also across lost links.
 
 The node reads the state first, then drains the files, then says that it is the end: the tail is never missed.
 """
@@ -21,7 +21,7 @@ _LONGEST_LINE = 64 << 10  # of several ranks: a longer one is shown in parts
 
 @dataclass(frozen=True)
 class Which:
-    """Which part of a job's logs. `lines`: only the last so many of each rank; `grep`: a regular expression."""
+    """Which part of a job's logs. `lines`: only the last so many of each rank; `grep`: a regular expr."""
 
     ranks: Literal["0", "all"] | tuple[int, ...] = "0"
     attempt: Literal["last", "all"] | int = "last"
@@ -41,8 +41,8 @@ class Piece:
 class LogReader:
     """Iterate over it for the pieces; afterwards `final` is the node's last word about the job (a VIEW).
 
-    While following, a lost link is taken up again where it broke, with one line to `tell`. A link that never stood
-    raises Unreachable.
+    While following, a lost link is taken up again where it broke, with one line to `tell`. A link that never
+    stood raises Unreachable.
     """
 
     backend: Backend
@@ -75,9 +75,10 @@ class LogReader:
         """The pieces of one connection; None for a sign of life."""
         which = self.which
         ranks = list(which.ranks) if isinstance(which.ranks, tuple) else which.ranks
-        with closing(self.backend.logs(self.run_dir, ranks=ranks, attempts=which.attempt, follow=which.follow,
-                                       lines=None if self._offsets else which.lines, offsets=dict(self._offsets),
-                                       grep=which.grep)) as frames:
+        lines = None if self._offsets else which.lines
+        with closing(self.backend.logs(
+                self.run_dir, ranks=ranks, attempts=which.attempt, follow=which.follow, lines=lines,
+                offsets=dict(self._offsets), grep=which.grep)) as frames:
             for header, body in frames:
                 if "f" in header:
                     attempt, _, rank = header["f"].partition("/rank-")
@@ -92,7 +93,7 @@ class LogReader:
 
 
 def merged(pieces: Iterable[Piece]) -> Iterator[bytes]:
-    """Whole lines of several ranks, each after `[rank 1] `; what is unfinished at the end is finished by a newline."""
+    """Whole lines of several ranks, each after `[rank 1] `; an unfinished one at the end gets a newline."""
     open_lines: dict[tuple[int, int], bytes] = {}
     for piece in pieces:
         source = (piece.attempt, piece.rank)
@@ -106,7 +107,7 @@ def merged(pieces: Iterable[Piece]) -> Iterator[bytes]:
 
 
 def _split(text: bytes) -> tuple[list[bytes], bytes]:
-    """Complete lines, and the rest. A progress bar's `\\r` ends a line too; at the very end it may still become `\\r\\n`."""
+    """Complete lines, and the rest. `\\r` ends a line (a progress bar), but the last may become `\\r\\n`."""
     lines = text.splitlines(keepends=True)
     rest = b"" if not lines or lines[-1].endswith(b"\n") else lines.pop()
     if len(rest) > _LONGEST_LINE:

@@ -1,4 +1,4 @@
-"""The nodes a person can name: the entries of cluster.yaml as `cluster.inventory.Node`, and `local`, which needs none."""
+"""The nodes a person can name: those of cluster.yaml as `cluster.inventory.Node`, and always `local`."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -46,7 +46,11 @@ def node_named(name: str, start: Path) -> Node:
 
 
 def _cluster(start: Path) -> ClusterFile | None:
-    from configs.load import load_cluster  # reads YAML: a command that asks no node does without
+    from configs.places import find_cluster
+
+    if find_cluster(start) is None:
+        return None
+    from configs.load import load_cluster  # reads YAML: who has no cluster.yaml does without
 
     return load_cluster(start)
 
@@ -56,7 +60,7 @@ def _unusable(entry: BaseNode) -> str | None:
         return "this version of launch does not submit to SLURM; name a machine with via: ssh"
     ssh = getattr(entry, "ssh", None)
     if ssh is not None and ssh.client == "openssh":
-        return "this version of launch has no `ssh: {client: openssh}`; remove the entry to use its own client"
+        return "this version of launch has no `ssh: {client: openssh}`; remove it to use launch's own client"
     return None
 
 
@@ -66,7 +70,8 @@ def _local(start: Path) -> Node:
 
 def _data_beside_configs(start: Path) -> Path:
     installed = Path(__file__).resolve().parent.parent
-    return next((above for above in (start, *start.parents) if (above / "configs").is_dir()), installed) / "data"
+    project = next((above for above in (start, *start.parents) if (above / "configs").is_dir()), installed)
+    return project / "data"
 
 
 def _node(name: str, entry: BaseNode, ssh_config: str | None, start: Path) -> Node:

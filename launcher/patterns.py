@@ -1,4 +1,4 @@
-"""Patterns of `.launchignore`: the rules of .gitignore (`#`, `!`, `/` at either end, `*`, `?`, `[a-z]`, `**`)."""
+"""Patterns of `.launchignore`, by the rules of .gitignore."""
 from __future__ import annotations
 
 import re
@@ -28,7 +28,8 @@ def _pattern(line: str) -> Pattern:
     anywhere, body = "/" not in body, body.removeprefix("/")
     below = "/.*" if only_directories else "(?:/.*)?"
     try:
-        return Pattern(re.compile(("(?:.*/)?" if anywhere else "") + _translate(body) + below, re.DOTALL), keeps)
+        above = "(?:.*/)?" if anywhere else ""
+        return Pattern(re.compile(above + _translate(body) + below, re.DOTALL), keeps)
     except re.error as error:
         raise ValueError(f"{line!r} is no pattern: {error}") from None
 

@@ -1,6 +1,6 @@
-"""Bringing the index up to date with the nodes: answers about jobs, and submits whose outcome was never heard.
+"""Brings the index up to date with the nodes: answers about jobs, and submits whose outcome was never heard.
 
-Every node is asked once, all at the same time. What a node does not say in time stays as it was, and is marked.
+Every node is asked once, all at the same time. What one does not say in time stays as it was, and is marked.
 """
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ class Refreshed:
     ended: list[Job] = field(default_factory=list)  # known to have ended only since this question
 
 
-def ask_all(questions: Mapping[str, Callable[[], T]], timeout_s: float) -> dict[str, T | LaunchError | ClusterError]:
+def ask_all(
+    questions: Mapping[str, Callable[[], T]], timeout_s: float,
+) -> dict[str, T | LaunchError | ClusterError]:
     """Ask every node in a thread of its own; one that takes longer than `timeout_s` counts as unreachable."""
     answers: queue.SimpleQueue[tuple[str, T | BaseException]] = queue.SimpleQueue()
 
     def ask(name: str, question: Callable[[], T]) -> None:
         try:
             answers.put((name, question()))
-        except BaseException as error:  # handed to the asking thread, which raises what is not a plain refusal
+        except BaseException as error:  # for the asking thread, which raises what is not a plain refusal
             answers.put((name, error))
 
     for name, question in questions.items():
@@ -66,7 +68,7 @@ def ask_all(questions: Mapping[str, Callable[[], T]], timeout_s: float) -> dict[
 
 
 def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = ASK_S) -> Refreshed:
-    """Ask the nodes of these jobs about them, and about leftover submits; write the answers into the index."""
+    """Ask the nodes of these jobs about them and about leftover submits; write the answers into the index."""
     by_node: dict[str, list[Job]] = {}
     for job in jobs:
         by_node.setdefault(job.node, []).append(job)
@@ -77,11 +79,13 @@ def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = A
     names = [*by_node, *(name for name in leftovers if name not in by_node)]
     if not names:
         return Refreshed()
-    questions = {name: _question(name, by_node.get(name, []), leftovers.get(name, []), start) for name in names}
+    questions = {
+        name: _question(name, by_node.get(name, []), leftovers.get(name, []), start) for name in names}
     answers = ask_all(questions, timeout_s)
     answered = {name: answer for name, answer in answers.items() if not isinstance(answer, Exception)}
-    result = Refreshed({name: str(answer) for name, answer in answers.items() if isinstance(answer, Exception)})
-    fresh = [job for name, answer in answered.items() for job in _heard(result, name, answer, by_node.get(name, []))]
+    result = Refreshed({name: str(answers[name]) for name in answers if name not in answered})
+    fresh = [job for name, answer in answered.items()
+             for job in _heard(result, name, answer, by_node.get(name, []))]
     if fresh:
         index.put_all(fresh)  # at once: fifty commits would take longer than fifty questions
     for name, answer in answered.items():
@@ -90,7 +94,7 @@ def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = A
 
 
 def settle_leftovers(index: Index, start: Path) -> None:
-    """What every command does first: one look into the index, and a question only when a submit was cut off."""
+    """What every command does first: a look into the index, and a question only when a submit was cut off."""
     refresh(index, [], start)
 
 
@@ -122,7 +126,9 @@ def backend_of(node: Node) -> Backend:
         return _backends[node.name]
 
 
-def _question(name: str, jobs: list[Job], leftovers: list[Intent], start: Path) -> Callable[[], dict[str, Any]]:
+def _question(
+    name: str, jobs: list[Job], leftovers: list[Intent], start: Path,
+) -> Callable[[], dict[str, Any]]:
     def ask() -> dict[str, Any]:
         from launcher.nodes import node_named
 
@@ -149,7 +155,7 @@ def _heard(result: Refreshed, name: str, answer: dict[str, Any], asked: list[Job
 def _settle(index: Index, result: Refreshed, name: str, found: list[tuple[Intent, dict[str, Any]]]) -> None:
     for intent, job in found:
         if job["run_dir"]:
-            result.notes.append(f"{job['id']} on {name} had been started: its submit was cut off before the answer came")
+            result.notes.append(f"{job['id']} was started on {name}; its submit was cut off")
             index.drop_intent(intent.token)
         elif time.time() - intent.created_at > _SETTLE_AFTER_S:
             index.drop_intent(intent.token)
@@ -169,10 +175,10 @@ def _in_progress(intent: Intent) -> bool:
 
 
 def _attributed(answered: dict[str, list[dict[str, Any]]], nodes: Mapping[str, Node]) -> dict[str, Job]:
-    """Each job once, under the node to ask about it: nodes that share a file system all see each other's jobs.
+    """Each job once, under the node to ask about it: nodes that share a file system see each other's jobs.
 
-    That is the node it was submitted to, unless that one was asked and does not have it: then the name means another
-    machine here.
+    That is the node it was submitted to, unless that one was asked and does not have it: then the name means
+    another machine here.
     """
     now = time.time()
     has = {name: {view["run_dir"] for view in views} for name, views in answered.items()}
@@ -181,7 +187,8 @@ def _attributed(answered: dict[str, list[dict[str, Any]]], nodes: Mapping[str, N
         for view in views:
             meant = view.get("node")
             mine = meant == asking
-            elsewhere = meant in nodes and meant != "local" and (meant not in has or view["run_dir"] in has[meant])
+            there = meant not in has or view["run_dir"] in has[meant]
+            elsewhere = meant in nodes and meant != "local" and there
             job = from_view(view, meant if elsewhere and not mine else asking, now)
             if mine or job.key not in jobs:
                 jobs[job.key] = job

@@ -1,4 +1,4 @@
-"""What is said about one thing that was done or would be done: submitted, killed, restarted, ended, a dry run."""
+"""What is said about one thing that was or would be done: submitted, killed, restarted, ended, a dry run."""
 from __future__ import annotations
 
 import shlex
@@ -49,21 +49,23 @@ def restart_plan(plan: RestartPlan, asked: bool) -> str:
     if asked and not lines:
         lines = ["  the config stays as it is: it has these values already"]
     if plan.code and plan.spec:
-        lines.append(f"  fresh code: {len(plan.code.files)} files" + _commit(plan.spec.code.git_sha, plan.spec.code.dirty))
+        commit = _commit(plan.spec.code.git_sha, plan.spec.code.dirty)
+        lines.append(f"  fresh code: {len(plan.code.files)} files{commit}")
     return "\n".join([f"restarting {plan.job.id} on {plan.job.node}", *lines])
 
 
 def restarted(done: Restarted) -> str:
     start = "from the start" if done.resume_step is None else f"from step {done.resume_step}"
-    return (f"{done.id} on {done.node}: attempt {done.attempt}, {start}\n  follow it: launch logs -f {done.id}\n"
-            f"  stop it: launch kill {done.id}")
+    return (f"{done.id} on {done.node}: attempt {done.attempt}, {start}\n"
+            f"  follow it: launch logs -f {done.id}\n  stop it: launch kill {done.id}")
 
 
 def draft(ready: Draft, command_lines: list[list[str]]) -> str:
     """What `--dry-run` prints."""
     spec = ready.spec
-    takes = f"{spec.gpus} GPUs" if spec.gpus else f"{spec.ranks} process{'es' if spec.ranks > 1 else ''} on the CPU"
-    rows = [("job", spec.id + (f" ({spec.name})" if spec.name else "")), ("node", f"{ready.node.name}, {takes}")]
+    takes = f"GPUs: {spec.gpus}" if spec.gpus else f"processes: {spec.ranks}, on the CPU"
+    rows = [("job", spec.id + (f" ({spec.name})" if spec.name else "")),
+            ("node", f"{ready.node.name}, {takes}")]
     if spec.time_s:
         rows.append(("time", age(spec.time_s)))
     rows += [("runs", shlex.join(line)) for line in command_lines]

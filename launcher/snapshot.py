@@ -1,8 +1,8 @@
-"""The code of a job: the files of a work tree, named by their content, packed only for a node that lacks them.
+"""The code of a job: the files of a work tree, named by their content, packed for a node that lacks them.
 
-In a git work tree: what is tracked, and what is new and not ignored, as it lies on disk; the commit, the names of the new
-files and the patch against the commit are kept with it. Without git: every file. `.launchignore` (rules of .gitignore)
-leaves files out, `.launchinclude` (one glob a line) adds ignored ones.
+In a git work tree: what is tracked, and what is new and not ignored, as it lies on disk; the commit, the
+names of the new files and the patch against the commit are kept with it. Without git: every file. `.launchignore`
+(rules of .gitignore) leaves files out, `.launchinclude` (one glob a line) adds ignored ones.
 """
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Snapshot:
         return sum(file.size for file in self.files)
 
     def pack(self) -> BinaryIO:
-        """A tar.gz, at its beginning, to be closed; the same snapshot is always the same bytes. Raises Changed."""
+        """A tar.gz, to be closed; the same snapshot is always the same bytes. Raises Changed."""
         archive = tempfile.SpooledTemporaryFile(_MEMORY)
         try:
             self._pack_into(archive)
@@ -134,8 +134,8 @@ def _git_state(root: Path) -> _Git | None:
     if tree is None:
         return None
     listing = _start_git(root, "ls-files", "-z", "--cached")
-    status = _start_git(root, "status", "--porcelain=v2", "--branch", "-z", "--no-renames", "--untracked-files=all",
-                        "--ignore-submodules=none", "--", ".")
+    status = _start_git(root, "status", "--porcelain=v2", "--branch", "-z", "--no-renames",
+                        "--untracked-files=all", "--ignore-submodules=none", "--", ".")
     if listing is None or status is None:
         return None
     tracked = [name for name in _finish(listing, root).split("\0") if name]
@@ -161,8 +161,8 @@ def _with_nested(root: Path, names: list[str]) -> Iterator[str]:
 def _start_git(root: Path, *args: str) -> subprocess.Popen[bytes] | None:
     env = {**os.environ, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        return subprocess.Popen(["git", "-C", str(root), *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, env=env)
+        return subprocess.Popen(["git", "-C", str(root), *args], env=env, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except FileNotFoundError:  # no git on this computer: the tree is taken as plain files
         return None
 
@@ -189,7 +189,7 @@ def _all_files(root: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(root):
         seen += len(names)
         if seen > _MANY:
-            raise TooBig(f"more than {_MANY:,} files lie here, and there is no git that says which ones matter", str(root),
+            raise TooBig(f"more than {_MANY:,} files lie here, and no git that says which matter", str(root),
                          "start from the directory that holds your code, or use --cwd")
         folders[:] = [name for name in folders if name not in (".git", "__pycache__")]
         below = Path(folder).relative_to(root)
@@ -229,7 +229,8 @@ def _matches(root: Path, line: str) -> Iterator[str]:
         raise Wrong(f"{line!r} matches no file", str(root / INCLUDE), "mend or remove the line")
     for path in found:
         inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else (path,)
-        yield from (each.relative_to(root).as_posix() for each in inside if each.is_symlink() or not each.is_dir())
+        files = (each for each in inside if each.is_symlink() or not each.is_dir())
+        yield from (each.relative_to(root).as_posix() for each in files)
 
 
 def _check_size(root: Path, names: Iterable[str]) -> None:
@@ -241,10 +242,12 @@ def _check_size(root: Path, names: Iterable[str]) -> None:
         except OSError:
             continue  # deleted, but still in git's list
     if (total := sum(size for size, _ in sizes)) > limit:
-        largest = "".join(f"\n    {size / 1e6:8.1f} MB  {name}" for size, name in sorted(sizes, reverse=True)[:5])
-        raise TooBig(f"the code to copy is {total / 1e6:.0f} MB in {len(sizes)} files, the limit is {limit / 1e6:.0f} MB",
-                     str(root), f"name what the job does not need in {IGNORE} (the rules of .gitignore), "
-                     f"or raise LAUNCH_CODE_LIMIT_MB, or use --cwd; the largest files:{largest}")
+        largest = sorted(sizes, reverse=True)[:5]
+        listed = "".join(f"\n    {size / 1e6:8.1f} MB  {name}" for size, name in largest)
+        raise TooBig(f"the code to copy is {total / 1e6:.0f} MB in {len(sizes)} files, the limit is "
+                     f"{limit / 1e6:.0f} MB", str(root),
+                     f"name what the job does not need in {IGNORE} (the rules of .gitignore), "
+                     f"or raise LAUNCH_CODE_LIMIT_MB, or use --cwd; the largest files:{listed}")
 
 
 def _look_at(root: Path, name: str) -> File | None:
@@ -260,7 +263,8 @@ def _look_at(root: Path, name: str) -> File | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise Wrong(f"cannot be read: {error.strerror}", str(path), f"name it in {IGNORE} to leave it out") from None
+        raise Wrong(f"cannot be read: {error.strerror}", str(path),
+                    f"name it in {IGNORE} to leave it out") from None
     return File(name, info.st_size, 0o755 if info.st_mode & 0o100 else 0o644, content)
 
 

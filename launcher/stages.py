@@ -79,8 +79,9 @@ def _plan_command(request: Request, node: Node) -> Plan:
     tree = None if request.cwd else snapshot.work_tree(request.start) or request.start
     inside = None if tree is None or tree == request.start else request.start.relative_to(tree).as_posix()
     spec = JobSpec(
-        id="", token="", stage=COMMAND, kind="command", argv=request.argv, node=node.name, env=dict(node.env_vars),
-        cwd=request.cwd or inside, gpus=request.gpus or 0, restart=RestartPolicy(request.max_restarts or 0))
+        id="", token="", stage=COMMAND, kind="command", argv=request.argv, node=node.name,
+        env=dict(node.env_vars), cwd=request.cwd or inside, gpus=request.gpus or 0,
+        restart=RestartPolicy(request.max_restarts or 0))
     return Plan(_common(spec, request, node), tree=tree)
 
 
@@ -98,10 +99,12 @@ def _plan_stage(request: Request, node: Node) -> Plan:
     retries = retry.max_restarts if request.max_restarts is None else request.max_restarts
     spec = JobSpec(
         id="", token="", stage=stage.name, kind=stage.spec.kind, argv=stage.spec.argv, node=node.name,
-        pass_config=stage.spec.passes_config, env={**node.env_vars, **stage.spec.env}, secrets=stage.spec.secrets,
-        gpus=gpus, procs=wanted.procs, time_s=parse_duration(wanted.time) if wanted.time else None,
+        pass_config=stage.spec.passes_config, env={**node.env_vars, **stage.spec.env},
+        secrets=stage.spec.secrets, gpus=gpus, procs=wanted.procs,
+        time_s=parse_duration(wanted.time) if wanted.time else None,
         grace_s=stage.spec.grace_s, resume_rule=_resume_rule(stage),
-        restart=RestartPolicy(retries, retry.backoff_s, retry.backoff_max_s), progress=dict(stage.spec.progress))
+        restart=RestartPolicy(retries, retry.backoff_s, retry.backoff_max_s),
+        progress=dict(stage.spec.progress))
     tree, only = code_of(stage, request.start)
     return Plan(_common(spec, request, node), stage, run, tree, only)
 
@@ -119,12 +122,12 @@ def _resume_rule(stage: Stage) -> ResumeRule:
     return ResumeRule(rule) if isinstance(rule, str) else ResumeRule("glob", rule.glob, rule.arg, rule.verify)
 
 
-# --- which code -------------------------------------------------------------------------------------------------------
+# --- which code ---------------------------------------------------------------------------------------------
 
 def code_of(stage: Stage, start: Path) -> tuple[Path, tuple[str, ...] | None]:
     """The tree that holds the stage's program -> (its root, which of its entries; None for all).
 
-    Looked for around the current directory, then beside the stage file, then where launch itself is installed. A
+    Looked for around the current directory, then beside the stage file, then where launch is installed. A
     program that is in none of them (a module of the node's environment) runs beside the current work tree.
     """
     home = work_tree_or(start)
@@ -145,7 +148,7 @@ def installed_root() -> Path:
 
 
 def installed_only() -> tuple[str, ...] | None:
-    """Nothing but the five packages when launch lies among other installed ones; everything in a work tree."""
+    """The five packages when launch lies among other installed ones; everything when in a work tree."""
     return None if snapshot.work_tree(installed_root()) == installed_root() else PACKAGES
 
 
@@ -154,7 +157,7 @@ def _between(start: Path, root: Path) -> list[Path]:
 
 
 def holds(tree: Path, stage: Stage) -> bool:
-    """Whether the program of a stage is a file of `tree`. A command is looked for on the node's PATH instead."""
+    """Whether the program of a stage is a file of `tree`. A command runs where its stage file lies."""
     if stage.spec.kind == "command":
         return tree in (stage.source.parent.parent.parent, *stage.source.parents)
     program = stage.spec.argv[0]
@@ -164,14 +167,14 @@ def holds(tree: Path, stage: Stage) -> bool:
     return module.with_name(module.name + ".py").is_file() or (module / "__init__.py").is_file()
 
 
-# --- which paths ------------------------------------------------------------------------------------------------------
+# --- which paths --------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Paths:
     """The paths of a config as they are on the node, and what the node must be asked about them."""
 
     values: dict[str, str]  # dotted key -> path on the node (`~` is the home there)
-    from_here: dict[str, Path]  # dotted key -> the nearest thing that exists here on its way, for relative --set paths
+    from_here: dict[str, Path]  # key of a relative --set path -> the nearest thing above it that is here
     inputs: tuple[str, ...]  # dotted keys of paths that must exist
 
     def asked(self) -> list[str]:
@@ -199,8 +202,8 @@ def paths_of(run: Resolved, stage: Stage, node: Node, start: Path) -> Paths:
             values[key] = os.path.normpath(start / value)
             from_here[key] = nearest_existing(Path(values[key]))
         elif node.data is None:
-            raise Wrong(f"{key} = {value!r} is relative, and the node has no `data:` directory to look in", node.name,
-                        f"add `data:` to {node.name} in cluster.yaml, or --set {key}=/absolute/path")
+            raise Wrong(f"{key} = {value!r} is relative, and the node has no `data:` directory to look in",
+                        node.name, f"add `data:` to its entry in cluster.yaml, or --set {key}=/absolute/path")
         else:
             values[key] = os.path.join(node.data, value)
     return Paths(values, from_here, run.path_keys if stage.spec.schema else ())
@@ -211,7 +214,7 @@ def nearest_existing(path: Path) -> Path:
 
 
 def check_paths(paths: Paths, stats: dict[str, Any], node: Node) -> None:
-    """Raises Wrong for a relative --set path that means nothing on the node, and for an input that is not there."""
+    """Raises Wrong for a relative --set path that the node does not see, and for an input it has not."""
     for key, anchor in paths.from_here.items():
         check_seen(f"--set {key}", anchor, stats, node)
     for key in paths.inputs:
@@ -221,12 +224,12 @@ def check_paths(paths: Paths, stats: dict[str, Any], node: Node) -> None:
 
 
 def check_seen(option: str, here: Path, stats: dict[str, Any], node: Node) -> None:
-    """Raises Wrong unless the node sees the very file that is here: it answered [inode, size, mtime_ns] for its path."""
+    """Raises Wrong unless the node sees the very file that is here: [inode, size, mtime_ns] are the same."""
     if node.via == "local":
         return
     info, seen = here.stat(), stats.get(str(here))
     if seen is None or list(seen) != [info.st_ino, info.st_size, info.st_mtime_ns]:
-        raise Wrong(f"{option}: a relative path means your current directory, and {node.name} does not see it",
+        raise Wrong(f"{option}: a relative path means your current directory; {node.name} does not see it",
                     hint=f"give the absolute path on {node.name}")
 
 

@@ -25,7 +25,7 @@ def status(index: Index, words: Sequence[str], all_jobs: bool, start: Path,
            found: reconcile.Refreshed | None = None) -> Statuses:
     """Jobs not known to have ended, those whose ending was only heard of now, and those of `keep`.
 
-    Only nodes with a job not known to have ended are asked, or none when a rescan has just `found` what there is.
+    Only nodes with a job not known to have ended are asked; none when a rescan has `found` what there is.
     `words`: these jobs, ended or not. `all_jobs`: every job. `keep`: ids of ended jobs to show as well.
     """
     asked = [find(index, word) for word in words] if words else index.active()
@@ -36,8 +36,8 @@ def status(index: Index, words: Sequence[str], all_jobs: bool, start: Path,
         shown = index.all()
     else:
         shown = _with_just_ended(index, result.ended, keep)
-    return Statuses([status_of(job, job.node in result.unreachable) for job in shown], result.unreachable, result.notes,
-                    not words and not all_jobs and index.any_ended())
+    return Statuses([status_of(job, job.node in result.unreachable) for job in shown], result.unreachable,
+                    result.notes, not words and not all_jobs and index.any_ended())
 
 
 def _with_just_ended(index: Index, ended: list[Job], keep: Sequence[str]) -> list[Job]:

@@ -1,4 +1,4 @@
-"""Starting a job: look at everything first, note the intent, then ask the node; a lost answer is asked for once more."""
+"""Starting a job: check everything, note the intent, then ask the node; a lost answer is asked for again."""
 from __future__ import annotations
 
 import getpass
@@ -54,12 +54,16 @@ def draft(index: Index, request: stages.Request) -> Draft:
     resume = _resume_path(index, request)
     here = {option: stages.nearest_existing(Path(path))
             for option, path in (("--resume", resume.from_here), ("--cwd", _cwd_from_here(request))) if path}
-    plan = stages.plan(replace(request, resume=resume.value, cwd=_cwd_from_here(request) or request.cwd), node)
+    request = replace(request, resume=resume.value, cwd=_cwd_from_here(request) or request.cwd)
+    plan = stages.plan(request, node)
     code = snapshot.take(plan.tree, plan.only) if plan.tree else None
-    paths = stages.paths_of(plan.run, plan.stage, node, request.start) if plan.run and plan.stage else stages.NO_PATHS
+    paths = stages.NO_PATHS
+    if plan.run and plan.stage:
+        paths = stages.paths_of(plan.run, plan.stage, node, request.start)
     absolute = [resume.value] if resume.value.startswith("/") else []
     prepared = reconcile.backend_of(node).prepare(
-        code_digest=code.code.digest if code else None, stat=[*paths.asked(), *map(str, here.values()), *absolute],
+        code_digest=code.code.digest if code else None,
+        stat=[*paths.asked(), *map(str, here.values()), *absolute],
         python=plan.spec.python, cwd=plan.spec.cwd if request.cwd else None)
     for option, place in here.items():
         stages.check_seen(option, place, prepared["stats"], node)
@@ -88,13 +92,14 @@ def send(index: Index, ready: Draft) -> Submitted:
     try:
         answer = _ask_twice(ready)
     except Unreachable as error:
-        raise Unreachable(error.what, error.node, f"whether {spec.id} was started is not known; launch status finds out "
-                          "as soon as the node answers") from None
-    except (ClusterError, LaunchError):  # the node said no: nothing was started, nothing is to be looked for later
+        raise Unreachable(error.what, error.node, f"whether {spec.id} was started is not known; "
+                          "launch status finds out as soon as the node answers") from None
+    except (ClusterError, LaunchError):  # the node said no: nothing was started, nothing is to be found later
         index.drop_intent(spec.token)
         raise
     index.started(_as_job(spec, ready.node, answer))
-    return Submitted(answer["id"], ready.node.name, answer["run_dir"], answer.get("pid"), answer.get("attempt", 0))
+    return Submitted(answer["id"], ready.node.name, answer["run_dir"], answer.get("pid"),
+                     answer.get("attempt", 0))
 
 
 def _ask_twice(ready: Draft) -> dict[str, Any]:
@@ -107,7 +112,8 @@ def _ask_twice(ready: Draft) -> dict[str, Any]:
 
 def _ask(ready: Draft) -> dict[str, Any]:
     with packed(None if ready.have_code else ready.code) as payload:
-        return reconcile.backend_of(ready.node).submit(ready.spec, ready.config, secret_values(ready.spec), payload)
+        backend = reconcile.backend_of(ready.node)
+        return backend.submit(ready.spec, ready.config, secret_values(ready.spec), payload)
 
 
 def packed(code: snapshot.Snapshot | None) -> BinaryIO:
@@ -116,7 +122,7 @@ def packed(code: snapshot.Snapshot | None) -> BinaryIO:
 
 
 def secret_values(spec: JobSpec) -> dict[str, str]:
-    """What this environment knows of a job's secrets; they travel in the request and stand in no file of the job."""
+    """What this environment knows of a job's secrets. They stand in no file of the job."""
     return {name: os.environ[name] for name in spec.secrets if os.environ.get(name)}
 
 
@@ -127,7 +133,7 @@ def new_id(stage: str) -> str:
 
 
 def check_name(index: Index, name: str | None, start: Path) -> None:
-    """Raises Wrong for a name that another job which has not ended has, or that could not be told from something else."""
+    """Raises Wrong for a name that a job which has not ended has, or that is mistaken for something else."""
     if name is None:
         return
     if not name.strip() or name.startswith(("@", "-")):
@@ -145,7 +151,8 @@ def check_name(index: Index, name: str | None, start: Path) -> None:
 def _check_prepared(spec: JobSpec, prepared: dict[str, Any], node: Node) -> None:
     if problem := prepared.get("env_problem"):
         raise Unusable(problem["what"], node.name, problem["hint"])
-    free = [gpu for gpu in prepared.get("gpus", ()) if spec.gpu_choice is None or gpu["index"] in spec.gpu_choice]
+    free = [gpu for gpu in prepared.get("gpus", ())
+            if spec.gpu_choice is None or gpu["index"] in spec.gpu_choice]
     if spec.gpus > len(free):
         raise Wrong(f"the job asks for {_count(spec.gpus)}, the node has {len(free) or 'none'}", node.name,
                     f"--gpus {len(free)}" + ("" if free else f": {_count(spec.procs, 'process')} on the CPU"))
@@ -199,7 +206,7 @@ def _newest_checkpoint(job: Job, request: stages.Request) -> str:
 
 def _as_job(spec: JobSpec, node: Node, answer: dict[str, Any]) -> Job:
     """What is known of a job before it is asked about for the first time."""
-    view = {"id": answer["id"], "name": spec.name, "stage": spec.stage, "node": node.name, "token": spec.token,
-            "run_dir": answer["run_dir"], "state": "PENDING", "detail": "starting", "attempt": answer.get("attempt", 0),
-            "submitted_at": spec.submitted_at, "backend": "host"}
+    view = {"id": answer["id"], "name": spec.name, "stage": spec.stage, "node": node.name,
+            "token": spec.token, "run_dir": answer["run_dir"], "state": "PENDING", "detail": "starting",
+            "attempt": answer.get("attempt", 0), "submitted_at": spec.submitted_at, "backend": "host"}
     return jobs.from_view(view, node.name, time.time())

@@ -1,4 +1,4 @@
-"""Values in, text out: the tables and sentences a person reads. `--json` is another view of the same values."""
+"""Values in, text out: the tables a person reads. `--json` is another view of the same values."""
 from __future__ import annotations
 
 import json
@@ -16,7 +16,8 @@ _NARROWEST_REASON = 24
 
 def width(text: str) -> int:
     """Columns that `text` takes on a terminal: Korean, Chinese and Japanese characters take two."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+               for c in text)
 
 
 def cut(text: str, columns: int) -> str:
@@ -51,7 +52,7 @@ def as_json(value: Any) -> str:
 
 
 def status_table(jobs: Sequence[JobStatus], columns: int | None = None, now: float | None = None) -> str:
-    """One line per job under a line of titles; `columns` is the terminal's width, None for as wide as it takes.
+    """One line per job under a line of titles; `columns` is the terminal's width, None: as wide as it takes.
 
     A column that is empty for every job is left out.
     """

@@ -1,4 +1,4 @@
-"""What code a job runs, as git tells it: of the directory given by --cwd, noted when the job is taken onto the node."""
+"""What code a job runs, as git tells it: of the directory of --cwd, noted when the job comes to the node."""
 from __future__ import annotations
 
 import json
@@ -16,7 +16,7 @@ _NAMES = 1000
 
 
 def record(run: RunDir, directory: str) -> None:
-    """Write `worktree.json` {git_sha, dirty, untracked, patch} of the work tree around `directory`, if it is in one."""
+    """Write `worktree.json` {git_sha, dirty, untracked, patch} if `directory` is in a work tree."""
     if state := _state(Path(directory).expanduser()):
         write_atomically(run.path / "worktree.json", json.dumps(state, ensure_ascii=False, indent=1).encode())
 
@@ -34,7 +34,8 @@ def recorded(run: RunDir) -> dict[str, Any]:
 
 
 def _state(directory: Path) -> dict[str, Any] | None:
-    status = _git(directory, "status", "--porcelain=v2", "--branch", "-z", "--no-renames", "--untracked-files=all")
+    status = _git(directory, "status", "--porcelain=v2", "--branch", "-z", "--no-renames",
+                  "--untracked-files=all")
     if status is None:
         return None
     records = status.split("\0")

@@ -14,7 +14,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         results = api.kill(args.jobs, grace_s=grace_s, now=args.now, start=here())
     except KeyboardInterrupt:
-        raise Interrupted("\nthe stop was asked for and goes on without you", hint="see it with: launch status") from None
+        raise Interrupted("\nthe stop was asked for and goes on without you",
+                          hint="see it with: launch status") from None
     for result in results:
         if result.error:
             tell(f"error: {result.id}: {result.error}")
@@ -26,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
 def _parser():
     p = parser("kill", "Let jobs write a checkpoint, stop them, and verify that nothing of them is left.")
     p.add_argument("jobs", nargs="+", metavar="JOB", help="an id, the beginning of one, a name, @last")
-    p.add_argument("--grace", metavar="60s", help="how long it may take to save; default: 60 s or three times its last save")
+    p.add_argument("--grace", metavar="60s",
+                   help="how long it may take to save; default: 60 s, or three times its last save")
     p.add_argument("--now", action="store_true", help="do not wait for a checkpoint")
     return p

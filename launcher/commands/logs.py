@@ -21,18 +21,20 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser():
-    p = parser("logs", "What a job printed: stdout and stderr of its first rank, exact bytes. Ends with the job.")
+    p = parser("logs", "What a job printed: stdout and stderr of its first rank, to the byte.")
     p.add_argument("job", nargs="?", default="@last", metavar="JOB", help="default: @last")
-    p.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended; Ctrl-C leaves it alone")
+    p.add_argument("-f", "--follow", action="store_true",
+                   help="go on until the job has ended; Ctrl-C leaves it alone")
     p.add_argument("-n", dest="lines", type=_count, metavar="N", help="only the last N lines")
-    p.add_argument("--rank", default="0", metavar="R|all", help="another rank, several as 0,2, or all merged by lines")
+    p.add_argument("--rank", default="0", metavar="R|all",
+                   help="another rank, several as 0,2, or all merged by lines")
     p.add_argument("--attempt", default="last", metavar="K|all", help="an earlier attempt, or all of them")
     p.add_argument("--grep", metavar="RE", help="only lines that match; done on the node")
     return p
 
 
 def copy(reader: LogReader, job: str) -> JobStatus:
-    """The log to stdout -> the last that was heard of the job. Ctrl-C raises Interrupted and leaves the job alone."""
+    """The log to stdout -> the last that was heard of the job. Ctrl-C raises Interrupted."""
     several = not (reader.which.ranks == "0" or len(reader.which.ranks) == 1)
     try:
         for data in merged(_announced(reader)) if several else (piece.data for piece in _announced(reader)):
@@ -41,8 +43,9 @@ def copy(reader: LogReader, job: str) -> JobStatus:
         known = api.known(job)
         if known.ended or not reader.which.follow:
             raise
-        raise Interrupted(f"\n{known.id} goes on, on {known.node}", hint=f"come back: launch logs -f {known.id}\n"
-                          f"  stop it:   launch kill {known.id}") from None
+        raise Interrupted(
+            f"\n{known.id} goes on, on {known.node}",
+            hint=f"come back: launch logs -f {known.id}\n  stop it:   launch kill {known.id}") from None
     assert reader.final is not None
     return api.remember(job, reader.final)
 

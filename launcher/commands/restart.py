@@ -25,6 +25,8 @@ def run(argv: Sequence[str]) -> int:
 def _parser():
     p = parser("restart", "The same job, next attempt, from its last verified checkpoint.")
     p.add_argument("job", metavar="JOB", help="an id, the beginning of one, a name, @last")
-    p.add_argument("--set", action="append", default=[], metavar="A.B=V", help="change its config; may stand several times")
-    p.add_argument("--fresh-code", action="store_true", help="with the code as it is now, not as it was submitted")
+    p.add_argument("--set", action="append", default=[], metavar="A.B=V",
+                   help="change its config; may stand several times")
+    p.add_argument("--fresh-code", action="store_true",
+                   help="with the code as it is now, not as it was submitted")
     return p

@@ -15,7 +15,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser():
-    p = parser("show", "Everything known about a job: command, code, config, attempts, events, and why it ended.")
+    p = parser("show", "All that is known about a job: command, code, config, attempts, why it ended.")
     p.add_argument("job", nargs="?", default="@last", metavar="JOB", help="default: @last")
     p.add_argument("--json", action="store_true", help="one object")
     return p

@@ -26,11 +26,12 @@ def run(argv: Sequence[str]) -> int:
 
 def _parser():
     p = parser("status", "What is running where. Jobs that have ended are shown once, then only with --all.")
-    p.add_argument("jobs", nargs="*", metavar="JOB", help="only these: an id, the beginning of one, a name, @last")
+    p.add_argument("jobs", nargs="*", metavar="JOB",
+                   help="only these: an id, the beginning of one, a name, @last")
     p.add_argument("--all", action="store_true", help="ended jobs too")
     p.add_argument("--watch", action="store_true", help="draw it again every 2 s until Ctrl-C")
     p.add_argument("--json", action="store_true", help="a list of objects")
-    p.add_argument("--rescan", action="store_true", help="ask every node for every job it has, and begin the index anew")
+    p.add_argument("--rescan", action="store_true", help="first ask every node for every job it has")
     return p
 
 
@@ -45,7 +46,8 @@ def _once(args, keep: Sequence[str] = ()) -> api.Statuses:
     elif found.jobs:
         print(views.status_table(found.jobs, columns()))
     else:
-        print("no jobs are running; launch status --all shows the ended ones" if found.more_ended else "no jobs yet")
+        print("no jobs are running; launch status --all shows the ended ones" if found.more_ended
+              else "no jobs yet")
     return found
 
 

@@ -51,21 +51,27 @@ def _request(args, command: tuple[str, ...]) -> Request:
 
 
 def _parser():
-    p = parser("submit", "Start a stage, or any command, as a job. Prints the job's id and nothing else on stdout.", _USAGE)
+    p = parser("submit", "Start a stage, or any command, as a job. Prints its id and nothing else on stdout.",
+               _USAGE)
     p.add_argument("stage", nargs="?", metavar="STAGE", help="a file of configs/stages, as in phase3")
-    p.add_argument("--node", default="local", metavar="N", help="where: a node of cluster.yaml; default: local, this computer")
-    p.add_argument("--gpus", type=_number, metavar="N", help="how many GPUs; default: what the stage says, none for a command")
+    p.add_argument("--node", default="local", metavar="N",
+                   help="where: a node of cluster.yaml; default: local, this computer")
+    p.add_argument("--gpus", type=_number, metavar="N",
+                   help="how many GPUs; default: what the stage says, none for a command")
     p.add_argument("--config", metavar="RUN", help="a run file by its name or path; default: the stage's own")
-    p.add_argument("--set", action="append", default=[], metavar="A.B=V", help="change the config; may stand several times")
+    p.add_argument("--set", action="append", default=[], metavar="A.B=V",
+                   help="change the config; may stand several times")
     p.add_argument("--name", metavar="X", help="a name for the job, unique among those not ended")
     p.add_argument("--resume", default="auto", metavar="auto|never|JOB|PATH",
                    help="begin from a job's newest checkpoint, or from this one")
     p.add_argument("--max-restarts", type=_number, metavar="N", help="how often to try again after a failure")
     p.add_argument("--time", metavar="24h", help="stop it after this long")
     p.add_argument("--grace", metavar="60s", help="how long it may take to save when it is stopped")
-    p.add_argument("--cwd", metavar="DIR", help="a command runs in this directory of the node; nothing is copied")
+    p.add_argument("--cwd", metavar="DIR",
+                   help="a command runs in this directory of the node; nothing is copied")
     p.add_argument("--dry-run", action="store_true", help="say what would be run, and start nothing")
-    p.add_argument("--follow", action="store_true", help="then print its log; the exit code is the job's fate")
+    p.add_argument("--follow", action="store_true",
+                   help="then print its log; the exit code is the job's fate")
     return p
 
 

@@ -1,4 +1,4 @@
-"""A small project with stages of its own, and `launch` as a person runs it: a process with two streams and an exit code."""
+"""A small project with a stage of its own, and `launch` as a person runs it: two streams and an exit code."""
 from __future__ import annotations
 
 import json
@@ -53,8 +53,8 @@ class Person:
 
     def start(self, *words: str, **streams: Any) -> subprocess.Popen[str]:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-        return subprocess.Popen([sys.executable, "-m", "launcher.cli", *words], cwd=self.at, env=self.env, text=True,
-                                stdin=subprocess.DEVNULL, **streams)
+        return subprocess.Popen([sys.executable, "-m", "launcher.cli", *words], cwd=self.at, env=self.env,
+                                text=True, stdin=subprocess.DEVNULL, **streams)
 
     def run(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Raises when the exit code is another one, or when a person would see a traceback."""

@@ -49,7 +49,9 @@ def test_the_questions_of_status_use_an_index(index: Index) -> None:
     assert "jobs_by_id" in plan_of(index, "SELECT * FROM jobs WHERE id >= 'a' AND id < 'b' ORDER BY id")
 
 
-def test_a_damaged_file_is_moved_aside_and_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_file_is_moved_aside_and_begun_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
     path = tmp_path / "index.sqlite"
     path.write_bytes(b"this is no database" * 100)
     with open_index(path) as index:

@@ -67,8 +67,10 @@ def test_without_follow_or_before_the_first_word_a_dead_node_is_an_error() -> No
 
 
 def test_lines_of_several_ranks_are_never_mixed() -> None:
-    pieces = [Piece(0, 0, b"first li"), Piece(0, 1, b"other\n"), Piece(0, 0, b"ne\nunfinished"), Piece(0, 1, b"x\r\n")]
-    assert b"".join(merged(pieces)) == (b"[rank 1] other\n[rank 0] first line\n[rank 1] x\r\n[rank 0] unfinished\n")
+    written = [(0, b"first li"), (1, b"other\n"), (0, b"ne\nopen"), (1, b"x\r\n")]
+    pieces = [Piece(0, rank, data) for rank, data in written]
+    out = b"".join(merged(pieces))
+    assert out == b"[rank 1] other\n[rank 0] first line\n[rank 1] x\r\n[rank 0] open\n"
 
 
 def test_a_progress_bar_of_several_ranks_moves() -> None:

@@ -66,7 +66,9 @@ def test_an_input_that_is_not_on_the_node_is_an_error_before_anything_starts(pro
         stages.check_paths(missing, {"/data/me/list.txt": None}, GPU05)
 
 
-def test_the_code_is_the_tree_that_holds_the_program(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_code_is_the_tree_that_holds_the_program(
+    project: Path, tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     stage = load_stage("x", project)
     assert stages.code_of(stage, project) == (project, None)
     (project / "deep").mkdir()
@@ -83,7 +85,8 @@ def test_local_is_always_there_and_its_data_lies_beside_configs(project: Path) -
 
 def test_a_cluster_file_names_nodes(project: Path) -> None:
     (project / "configs" / "cluster.yaml").write_text(
-        "ssh_config: my_ssh\nnodes:\n  gpu05: {via: ssh, host: gpu5.lab, workdir: /w, gpus: [0, 1], env: {conda: mouse}}\n"
+        "ssh_config: my_ssh\nnodes:\n"
+        "  gpu05: {via: ssh, host: gpu5.lab, workdir: /w, gpus: [0, 1], env: {conda: mouse}}\n"
         "  lab: {via: slurm}\n  local: {via: local, workdir: /mine}\n")
     node = node_named("gpu05", project)
     assert (node.ssh_name, node.workdir, node.gpus, node.python.kind, node.python.value) == (

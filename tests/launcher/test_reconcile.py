@@ -16,8 +16,8 @@ from launcher.status import status
 
 
 def view(job_id: str, node: str, state: str = "RUNNING") -> dict[str, Any]:
-    return {"id": job_id, "token": f"t-{job_id}", "node": node, "run_dir": f"/w/runs/{job_id}", "state": state,
-            "stage": "x", "submitted_at": 1.0}
+    return {"id": job_id, "token": f"t-{job_id}", "node": node, "run_dir": f"/w/runs/{job_id}",
+            "state": state, "stage": "x", "submitted_at": 1.0}
 
 
 def test_one_slow_node_does_not_keep_the_others_waiting() -> None:
@@ -34,13 +34,16 @@ def test_our_own_mistakes_are_not_taken_for_a_dead_node() -> None:
         reconcile.ask_all({"a": lambda: 1 // 0}, 5.0)
 
 
-def test_a_dead_node_leaves_the_state_and_marks_the_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_node_leaves_the_state_and_marks_the_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def unreachable(node: Node) -> None:
         raise Unreachable("connection refused", node.name)
 
     monkeypatch.setattr(reconcile, "backend_of", unreachable)
     with open_index(tmp_path / "index.sqlite") as index:
-        index.put(Job("t-a", "a", None, "local", "/w/runs/a", False, 1.0, time.time() - 300, view("a", "local")))
+        heard = time.time() - 300
+        index.put(Job("t-a", "a", None, "local", "/w/runs/a", False, 1.0, heard, view("a", "local")))
         found = status(index, (), False, tmp_path)
     assert [(job.state, job.stale) for job in found.jobs] == [("RUNNING", True)]
     assert found.jobs[0].last_seen_s == pytest.approx(300, abs=5)
@@ -49,8 +52,8 @@ def test_a_dead_node_leaves_the_state_and_marks_the_age(tmp_path: Path, monkeypa
 
 def test_a_job_seen_by_two_nodes_belongs_to_the_one_it_was_submitted_to() -> None:
     nodes = {name: Node(name) for name in ("local", "gpu01", "gpu02")}
-    seen = {"gpu01": [view("a", "gpu02"), view("b", "gpu01")], "gpu02": [view("a", "gpu02"), view("b", "gpu01")]}
-    jobs = reconcile._attributed(seen, nodes)
+    both = [view("a", "gpu02"), view("b", "gpu01")]
+    jobs = reconcile._attributed({"gpu01": both, "gpu02": both}, nodes)
     assert {job.id: job.node for job in jobs.values()} == {"a": "gpu02", "b": "gpu01"}
 
 

@@ -14,7 +14,8 @@ from launcher.patterns import ignored, read_patterns
 
 
 def git(root: Path, *args: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *args], check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(["git", "-C", str(root), *args], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 @pytest.fixture
@@ -78,8 +79,8 @@ def test_launchignore_leaves_out_and_launchinclude_brings_back(tree: Path) -> No
     (tree / "weights" / "large.ckpt").write_bytes(b"W")
     (tree / ".launchignore").write_text("# not needed\nsub/\n!sub/util.py\n*.sh\n")
     (tree / ".launchinclude").write_text("weights/small.ckpt\n")
-    assert names(snapshot.take(tree)) == {".gitignore", ".launchignore", ".launchinclude", "gone.py", "sub/util.py",
-                                          "train.py", "weights/small.ckpt"}
+    assert names(snapshot.take(tree)) == {".gitignore", ".launchignore", ".launchinclude", "gone.py",
+                                          "sub/util.py", "train.py", "weights/small.ckpt"}
 
 
 def test_an_include_that_matches_nothing_is_said(tree: Path) -> None:
@@ -88,7 +89,9 @@ def test_an_include_that_matches_nothing_is_said(tree: Path) -> None:
         snapshot.take(tree)
 
 
-def test_too_large_names_the_largest_files_and_the_remedy(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_names_the_largest_files_and_the_remedy(
+    tree: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("LAUNCH_CODE_LIMIT_MB", "1")
     (tree / "features.npy").write_bytes(b"0" * 1_500_000)
     with pytest.raises(TooBig) as error:

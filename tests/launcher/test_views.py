@@ -7,22 +7,24 @@ from launcher import views
 from launcher.jobs import JobStatus
 
 JOB = JobStatus(
-    id="phase3-7kq2x9", name=None, stage="phase3", node="gpu05", backend="host", gpus=("GPU-1", "GPU-2"), state="RUNNING",
-    reason=None, attempt=0, step=120, total=1000, loss=0.0123456, health=None, submitted_at=1000.0, started_at=1001.0,
-    ended_at=None, last_seen_s=0.1, run_dir="/w/runs/phase3-7kq2x9", it_s=2.5, eta_s=352.0)
+    id="phase3-7kq2x9", name=None, stage="phase3", node="gpu05", backend="host", gpus=("GPU-1", "GPU-2"),
+    state="RUNNING", reason=None, attempt=0, step=120, total=1000, loss=0.0123456, health=None,
+    submitted_at=1000.0, started_at=1001.0, ended_at=None, last_seen_s=0.1,
+    run_dir="/w/runs/phase3-7kq2x9", it_s=2.5, eta_s=352.0)
 
 
 def test_a_running_job_shows_progress_and_speed() -> None:
     titles, line = views.status_table([JOB], now=1250.0).split("\n")
     assert titles.split() == ["id", "stage", "node", "gpus", "state", "step", "loss", "it/s", "eta", "age"]
-    assert line.split() == ["phase3-7kq2x9", "phase3", "gpu05", "2", "RUNNING", "120/1000", "0.01235", "2.5", "5", "min",
-                            "4", "min"]
+    assert line.split() == ["phase3-7kq2x9", "phase3", "gpu05", "2", "RUNNING", "120/1000", "0.01235", "2.5",
+                            "5", "min", "4", "min"]
 
 
 def test_an_ended_job_says_why_and_where_it_can_go_on() -> None:
-    job = replace(JOB, state="OUT_OF_MEMORY", reason="out of GPU memory", detail="tried to allocate 2 GiB\nsecond line",
-                  checkpoint_step=100, ended_at=1100.0)
-    assert "out of GPU memory: tried to allocate 2 GiB; checkpoint at step 100" in views.status_table([job], now=1250.0)
+    job = replace(JOB, state="OUT_OF_MEMORY", reason="out of GPU memory",
+                  detail="tried to allocate 2 GiB\nsecond line", checkpoint_step=100, ended_at=1100.0)
+    table = views.status_table([job], now=1250.0)
+    assert "out of GPU memory: tried to allocate 2 GiB; checkpoint at step 100" in table
 
 
 def test_a_node_that_could_not_be_asked_leaves_the_state_and_gives_the_age() -> None:
@@ -31,13 +33,14 @@ def test_a_node_that_could_not_be_asked_leaves_the_state_and_gives_the_age() -> 
 
 
 def test_columns_line_up_under_korean_names() -> None:
-    lines = views.status_table([replace(JOB, name="생쥐 얼굴"), replace(JOB, name="mouse")], now=1250.0).split("\n")
+    jobs = [replace(JOB, name=name) for name in ("생쥐 얼굴", "mouse")]
+    lines = views.status_table(jobs, now=1250.0).split("\n")
     places = [views.width(line[:line.index("phase3 ")]) for line in lines[1:]]
     assert places[0] == places[1] == views.width(lines[0][:lines[0].index("stage")])
 
 
 def test_a_narrow_terminal_loses_columns_but_never_id_state_or_reason() -> None:
-    job = replace(JOB, state="FAILED", reason="error in the program", detail="x" * 300, name="a long name of a job")
+    job = replace(JOB, state="FAILED", reason="error in the program", detail="x" * 300, name="a long name")
     for columns in (60, 80, 100, 140):
         lines = views.status_table([job], columns, now=1250.0).split("\n")
         assert max(map(views.width, lines)) <= columns
