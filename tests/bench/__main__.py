@@ -1,12 +1,12 @@
-"""What `launch` costs, beside its goals: every benchmark measures ours and a reference in turn, in the same run.
+"""What `launch` costs, beside its goals: ours and a reference are measured in turn, in the same run.
 
     python -m tests.bench                all of them, about five minutes
     python -m tests.bench follow help    those whose name contains one of these words
     python -m tests.bench --list
 
 A figure is a median unless it says otherwise. A missed goal is printed as such and is no error: machines and
-neighbours differ, and what a figure means is for a person to judge. Exit code 1: something could not be measured
-because a command failed.
+neighbours differ, and what a figure means is for a person to judge. Exit code 1: something could not be
+measured because a command failed.
 """
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def main(words: list[str]) -> int:
         return 0
     chosen = [name for name in BENCHMARKS if not words or any(word in name for word in words)]
     if not chosen:
-        print(f"no benchmark is named like {' or '.join(words)}; there are: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        print(f"no benchmark is named like {' or '.join(words)}; there are: {', '.join(BENCHMARKS)}",
+              file=sys.stderr)
         return 2
     print(header())
     rows: list[Row] = []

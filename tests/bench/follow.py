@@ -1,4 +1,4 @@
-"""Following a log: how late a line is, how fast a big log comes, what it costs to wait and to have read much."""
+"""Following a log: how late a line is, how fast a big log comes, what waiting and having read much cost."""
 from __future__ import annotations
 
 import os
@@ -55,7 +55,8 @@ def latency(places: Places) -> Iterator[Row]:
             ours: list[float] = []
             theirs: list[float] = []
             _wait_for_log(place, job)
-            with place.client.started("logs", job, "--follow") as launch, piped(place.tail(place.log(job))) as tail:
+            tailing = piped(place.tail(place.log(job)))
+            with place.client.started("logs", job, "--follow") as launch, tailing as tail:
                 threads = [threading.Thread(target=_read_delays, args=each)
                            for each in ((launch, ours), (tail, theirs))]
                 for thread in threads:
@@ -68,7 +69,7 @@ def latency(places: Places) -> Iterator[Row]:
 
 def _late(place: Place, ours: list[float], theirs: list[float]) -> Row:
     if not ours or not theirs:
-        return Row(f"{place.name}, line seen after", f"{len(ours)} lines came", f"tail: {len(theirs)}", met=False)
+        return Row(f"{place.name}, line seen after", f"{len(ours)} lines", f"tail: {len(theirs)}", met=False)
     mine, other = median(ours), median(theirs)
     worst = sorted(ours)[int(len(ours) * 0.95)]
     return Row(f"{place.name}, line seen after", f"{ms(mine)} (95 %: {ms(worst)})", f"tail -F: {ms(other)}",
@@ -82,10 +83,11 @@ def rate_and_memory(places: Places) -> Iterator[Row]:
         job = place.client.submit(*place.options, "--", *words)
         place.client.wait(job)
         follow = place.client.argv("logs", job, "--follow")
-        ours, theirs = in_turn(3, lambda: _rate(follow, place.client), lambda: _rate(place.tail(place.log(job)), None))
+        tail = place.tail(place.log(job))
+        ours, theirs = in_turn(3, lambda: _rate(follow, place.client), lambda: _rate(tail, None))
         mine, other = median(ours), median(theirs)
-        yield Row(f"{place.name}, {_PART / 1e6:.0f} MB read at", f"{mine:.0f} MB/s", f"tail -F: {other:.0f} MB/s",
-                  mine / other, ">= .7x", mine >= 0.7 * other)
+        yield Row(f"{place.name}, {_PART / 1e6:.0f} MB read at", f"{mine:.0f} MB/s",
+                  f"tail -F: {other:.0f} MB/s", mine / other, ">= .7x", mine >= 0.7 * other)
         small, big = _memory(follow, place.client, place.network)
         yield Row(f"{place.name}, memory after {_BIG / 1e6:.0f} MB", f"{big / 1e6:.0f} MB",
                   f"after {_SMALL / 1e6:.0f} MB: {small / 1e6:.0f} MB", big / small, "constant (<= 1.1x)",
@@ -114,7 +116,8 @@ def _both(places: Places) -> Iterator[Place]:
     remote = places.remote()
     yield Place("ssh", remote.client, ("--node", _NODE, "--cwd", "/tmp"), "/scratch/alice/launch",
                 lambda path: remote.on_host(_NODE, path),
-                lambda path: remote.ssh(_NODE, "tail", "-n", "+1", "-F", path), remote.bed.root / "net" / _NODE)
+                lambda path: remote.ssh(_NODE, "tail", "-n", "+1", "-F", path),
+                remote.bed.root / "net" / _NODE)
 
 
 def _wait_for_log(place: Place, job: str) -> None:

@@ -30,13 +30,13 @@ def rasterize(count: int, phase: str) -> dict[str, float]:
     gaussians = _scene(count, phase)
     rig = mv6(_SIZE)
     before = _peak_mb()
-    runs = [_timed(lambda: _forward_backward(gaussians, rig.c2w[None], rig.fxfycxcy[None])) for _ in range(_ROUNDS)]
-    wall, cpu = zip(*runs)
+    cameras = rig.c2w[None], rig.fxfycxcy[None]
+    wall, cpu = zip(*[_timed(lambda: _forward_backward(gaussians, *cameras)) for _ in range(_ROUNDS)])
     return {"seconds": median(wall), "cpu": median(cpu), "peak_mb": _peak_mb() - before}
 
 
 def _scene(count: int, phase: str) -> Gaussians:
-    """As GS-LRM gives them: one per pixel of six views, large and faint at first, small and dense when trained."""
+    """As GS-LRM gives them: around the rays of six views, large and faint at first, small and dense later."""
     torch.manual_seed(0)
     initial = phase == "initial"
     rig = mv6(_SIZE)

@@ -17,7 +17,7 @@ PYTHON = sys.executable
 
 
 class CommandFailed(Exception):
-    """A command that is measured ended with an exit code it should not have; its figure would mean nothing."""
+    """A command that is measured ended with a wrong exit code, so its figure would mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Spent:
 def spend(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None,
           stdin: Path | None = None, codes: Sequence[int] = (0,)) -> Spent:
     """Run a command to its end. Raises CommandFailed with what it said for another exit code."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(stdin or os.devnull, "rb") as given:
+    given = open(stdin or os.devnull, "rb")
+    with given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         began = time.perf_counter()
         process = subprocess.Popen(argv, env=env, cwd=cwd, stdin=given, stdout=out, stderr=err)
         _, status, usage = os.wait4(process.pid, 0)
@@ -43,7 +44,8 @@ def spend(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, c
         process.returncode = os.waitstatus_to_exitcode(status)
         said, complaint = (_text(file) for file in (out, err))
     if process.returncode not in codes:
-        raise CommandFailed(f"{' '.join(map(str, argv))} ended with {process.returncode}\n{complaint[-2000:]}")
+        command = " ".join(map(str, argv))
+        raise CommandFailed(f"{command} ended with {process.returncode}\n{complaint[-2000:]}")
     return Spent(wall_s, usage.ru_utime + usage.ru_stime, said)
 
 
@@ -53,7 +55,7 @@ def _text(file: tempfile._TemporaryFileWrapper[bytes]) -> str:
 
 
 def in_turn(rounds: int, *actions: Callable[[], T]) -> list[list[T]]:
-    """Each action `rounds` times, A B A B …, so that a neighbour's load falls on all of them; one list per action.
+    """Each action `rounds` times, A B A B …, so that a neighbour's load falls on all; one list per action.
 
     An unmeasured first round warms the file cache.
     """

@@ -1,6 +1,6 @@
 """The parts of a training that are not the network: the CPU rasteriser and the checkpoints.
 
-Each measurement is a process of its own (`python -m tests.bench.in_torch …`), so that its peak memory is its own.
+Each measurement is a process of its own (`python -m tests.bench.in_torch …`), and so is its peak memory.
 """
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def rasterizer(places: Places) -> Iterator[Row]:
         yield Row(f"{_GAUSSIANS:,} Gaussians {name}", f"{ms(found['seconds'])} (cpu {ms(found['cpu'])})",
                   goal="< 1 s", met=found["seconds"] < 1)
     small, big = first["peak_mb"], many["peak_mb"]
-    yield Row(f"  memory for {4 * _GAUSSIANS:,}", f"{big:.0f} MB above torch's", f"{_GAUSSIANS:,}: {small:.0f} MB",
-              big / small, "linear (<= 4.4x)", big <= 4.4 * small)
-    yield Row(f"  time for {4 * _GAUSSIANS:,}", ms(many["seconds"]), f"{_GAUSSIANS:,}: {ms(first['seconds'])}",
-              many["seconds"] / first["seconds"])
+    yield Row(f"  memory for {4 * _GAUSSIANS:,}", f"{big:.0f} MB above torch's",
+              f"{_GAUSSIANS:,}: {small:.0f} MB", big / small, "linear (<= 4.4x)", big <= 4.4 * small)
+    yield Row(f"  time for {4 * _GAUSSIANS:,}", ms(many["seconds"]),
+              f"{_GAUSSIANS:,}: {ms(first['seconds'])}", many["seconds"] / first["seconds"])
 
 
 def checkpoint(places: Places) -> Iterator[Row]:
@@ -50,4 +50,5 @@ def _speed(seconds: float) -> str:
 
 def _measured(what: str, size: int, *words: str) -> dict[str, float]:
     env = os.environ | {"OMP_NUM_THREADS": "2"}
-    return json.loads(spend([PYTHON, "-m", "tests.bench.in_torch", what, str(size), *words], cwd=_ROOT, env=env).stdout)
+    argv = [PYTHON, "-m", "tests.bench.in_torch", what, str(size), *words]
+    return json.loads(spend(argv, cwd=_ROOT, env=env).stdout)

@@ -1,4 +1,4 @@
-"""Where the benchmarks run: this computer with a state of its own, and the SSH test bed, brought up when first asked."""
+"""Where the benchmarks run: this computer with a state of its own, and the SSH test bed when it is needed."""
 from __future__ import annotations
 
 import json
@@ -21,7 +21,7 @@ LAUNCH = Path(sys.prefix) / "bin" / "launch"
 GPU_NODES = ("gpu01", "gpu02", "gpu03", "gpu04", "gpu05")
 USER = "alice"
 ALIASES = {f"n{number:02d}": GPU_NODES[number % len(GPU_NODES)] for number in range(50)}
-_ALIAS_ADDRESS = "10.77.0.1{}"  # fabric takes two names of one address for one host, so each alias has its own
+_ALIAS_ADDRESS = "10.77.0.1{}"  # fabric takes two names of one address for one host: each alias has its own
 _OURS = ("LAUNCH_", "XDG_")
 
 
@@ -81,8 +81,8 @@ class Client:
 @contextmanager
 def piped(argv: Sequence[str], **how: object) -> Iterator[subprocess.Popen[bytes]]:
     """A command whose stdout is read as it comes; ended at the end."""
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               bufsize=0, **how)  # type: ignore[call-overload]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, bufsize=0, **how)  # type: ignore[call-overload]
     try:
         yield process
     finally:
@@ -160,7 +160,7 @@ def _project(folder: Path) -> Path:
 
 
 def _direct_ssh_config(bed: Testbed) -> str:
-    """The person's config of the test bed, with the aliases and without the way in from outside its network."""
+    """The person's config of the test bed, with the aliases and without the way in from outside."""
     lines = [line for line in bed.ssh_config(USER).read_text().splitlines() if "ProxyCommand" not in line]
     aliases = [f"Host {alias}\n  HostName {_ALIAS_ADDRESS.format(alias[1:])}\n  HostKeyAlias {node}"
                for alias, node in ALIASES.items()]

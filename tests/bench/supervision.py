@@ -40,7 +40,8 @@ def own_cost(places: Places) -> Iterator[Row]:
         time.sleep(_WATCHED_S)
         share = (sum(process.cpu_times()[:2]) - before) / (time.monotonic() - began)
         memory = process.memory_full_info()
-    yield Row("supervisor of a sleeping job, CPU", f"{share * 100:.2f} % of a core", goal="< 1 %", met=share < 0.01)
+    yield Row("supervisor of a sleeping job, CPU", f"{share * 100:.2f} % of a core", goal="< 1 %",
+              met=share < 0.01)
     yield Row("supervisor of a sleeping job, RSS", f"{memory.rss / 1e6:.1f} MB",
               f"of its own (USS): {memory.uss / 1e6:.1f} MB", goal="< 30 MB", met=memory.rss < 30e6)
 
