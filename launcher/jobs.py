@@ -11,8 +11,8 @@ from launcher.index import Index, Job
 ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"})
 
 
-_AS_ANSWERED = ("reason", "attempt", "step", "total", "loss", "health", "submitted_at", "started_at", "ended_at",
-                "it_s", "eta_s", "checkpoint_step", "resume_step", "retry_at", "peak_rss_mb")
+_AS_ANSWERED = ("reason", "attempt", "step", "total", "loss", "health", "submitted_at", "started_at",
+                "ended_at", "it_s", "eta_s", "checkpoint_step", "resume_step", "retry_at", "peak_rss_mb")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def status_of(job: Job, stale: bool = False) -> JobStatus:
     view = job.view
     return JobStatus(
         id=job.id, name=job.name, node=job.node, run_dir=job.run_dir,
-        stage=view.get("stage") or "", backend=view.get("backend") or "host", gpus=tuple(view.get("gpus") or ()),
-        state=view.get("state") or "PENDING", detail=view.get("detail") or "", by_hand=bool(view.get("by_hand")),
+        stage=view.get("stage") or "", backend=view.get("backend") or "host",
+        gpus=tuple(view.get("gpus") or ()), state=view.get("state") or "PENDING",
+        detail=view.get("detail") or "", by_hand=bool(view.get("by_hand")),
         last_seen_s=round(max(0.0, time.time() - job.asked_at), 1),
         **{key: view.get(key) for key in _AS_ANSWERED},
         stale=stale and not job.ended)

@@ -58,9 +58,6 @@ def _cluster(start: Path) -> ClusterFile | None:
 def _unusable(entry: BaseNode) -> str | None:
     if type(entry).__name__ == "SlurmNode":
         return "this version of launch does not submit to SLURM; name a machine with via: ssh"
-    ssh = getattr(entry, "ssh", None)
-    if ssh is not None and ssh.client == "openssh":
-        return "this version of launch has no `ssh: {client: openssh}`; remove it to use launch's own client"
     return None
 
 
@@ -83,7 +80,8 @@ def _node(name: str, entry: BaseNode, ssh_config: str | None, start: Path) -> No
         data=entry.data or (base.data if local else None),
         python=_python(entry.env) or (base.python if local else PythonEnv()),
         gpus=entry.gpus, agent_python=entry.agent_python or (base.agent_python if local else None),
-        share=entry.share, env_vars=dict(entry.env_vars), ssh_config=ssh_config)
+        share=entry.share, env_vars=dict(entry.env_vars), ssh_config=ssh_config,
+        ssh_client="fabric" if local else entry.ssh.client)
 
 
 def _python(env: Environment | None) -> PythonEnv | None:

@@ -1,8 +1,8 @@
 """The code of a job: the files of a work tree, named by their content, packed for a node that lacks them.
 
 In a git work tree: what is tracked, and what is new and not ignored, as it lies on disk; the commit, the
-names of the new files and the patch against the commit are kept with it. Without git: every file. `.launchignore`
-(rules of .gitignore) leaves files out, `.launchinclude` (one glob a line) adds ignored ones.
+names of the new files and the patch against the commit are kept with it. Without git: every file.
+`.launchignore` (rules of .gitignore) leaves files out, `.launchinclude` (one glob a line) adds ignored ones.
 """
 from __future__ import annotations
 

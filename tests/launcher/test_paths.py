@@ -86,11 +86,13 @@ def test_local_is_always_there_and_its_data_lies_beside_configs(project: Path) -
 def test_a_cluster_file_names_nodes(project: Path) -> None:
     (project / "configs" / "cluster.yaml").write_text(
         "ssh_config: my_ssh\nnodes:\n"
-        "  gpu05: {via: ssh, host: gpu5.lab, workdir: /w, gpus: [0, 1], env: {conda: mouse}}\n"
+        "  gpu05: {via: ssh, host: gpu5.lab, workdir: /w, gpus: [0, 1], env: {conda: mouse},\n"
+        "    ssh: {client: openssh}}\n"
         "  lab: {via: slurm}\n  local: {via: local, workdir: /mine}\n")
     node = node_named("gpu05", project)
     assert (node.ssh_name, node.workdir, node.gpus, node.python.kind, node.python.value) == (
         "gpu5.lab", "/w", (0, 1), "conda", "mouse")
+    assert node.ssh_client == "openssh"
     assert node.ssh_config == str(project / "configs" / "my_ssh")
     assert node_named("local", project).workdir == "/mine"
     assert set(load_nodes(project)) == {"local", "gpu05"}
