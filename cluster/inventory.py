@@ -28,6 +28,7 @@ class Node:
     share: Literal["private", "group"] = "private"
     env_vars: dict[str, str] = field(default_factory=dict)
     ssh_config: str | None = None  # None: the person's own ~/.ssh/config
+    ssh_client: Literal["fabric", "openssh"] = "fabric"  # openssh: the `ssh` program itself, for what only it can do
     connect_timeout_s: float = 5.0  # where ssh's ConnectTimeout says nothing
 
     @property

@@ -192,9 +192,14 @@ class _Link:
             return channel
 
     def tunnel(self, host: str, port: int, timeout_s: float) -> Channel:
+        from paramiko import ChannelException
         with self._translated():
-            return self._connection.transport.open_channel(
-                "direct-tcpip", (host, port), ("", 0), window_size=_WINDOW, timeout=timeout_s)
+            try:
+                return self._connection.transport.open_channel(
+                    "direct-tcpip", (host, port), ("", 0), window_size=_WINDOW, timeout=timeout_s)
+            except ChannelException as error:
+                raise Unreachable(f"from there {host} port {port} cannot be reached ({error.text or error})",
+                                  self._target.name) from None
 
     def close(self) -> None:
         self._connection.close()

@@ -75,6 +75,9 @@ def shell_for(node: Node) -> Shell:
     if node.via == "local":
         from cluster.local import LocalShell
         return LocalShell(node)
+    if node.ssh_client == "openssh":
+        from cluster.openssh import OpenSshShell
+        return OpenSshShell(node)
     from cluster.shell import SshShell
     return SshShell(node)
 

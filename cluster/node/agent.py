@@ -34,7 +34,7 @@ def answer(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
     except ClusterError as error:
         return failure(error)
     except OSError as error:
-        what, hint = explain(error, request["op"])
+        what, hint = explain(error, f"{request['op']} failed")
         return {"error": {"exit_code": 1, "what": what, "hint": hint}}
 
 
@@ -63,12 +63,11 @@ def checked_workdir(given: str) -> Path:
     workdir = Path(given).expanduser()
     if not workdir.is_absolute():
         raise Unusable(f"workdir {given!r} is not an absolute path", hint="correct `workdir:` in cluster.yaml")
+    import tempfile  # a status does without
     try:
         for directory, mode in ((workdir, 0o777), (workdir / ".launch", 0o700), (workdir / "runs", 0o777)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
-            probe = directory / f".probe-{os.getpid()}"
-            probe.mkdir()
-            probe.rmdir()
+            os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=directory))
         room = os.statvfs(workdir)
     except OSError as error:
         raise Refused(*_words(error, f"the workdir {workdir} cannot take a job")) from None

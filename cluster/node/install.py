@@ -21,7 +21,11 @@ def install(directory: str, agent: bytes) -> None:
     Raises OSError: the file system does not take it; nothing is left there then.
     """
     parent = os.path.dirname(directory)
-    os.makedirs(parent, mode=0o700, exist_ok=True)
+    own = os.path.dirname(parent)  # <workdir>/.launch: code and secrets are in it, too
+    os.makedirs(os.path.dirname(own), exist_ok=True)
+    for private in (own, parent):
+        if not os.path.isdir(private):
+            os.makedirs(private, mode=0o700, exist_ok=True)
     aside = tempfile.mkdtemp(prefix=".new-", dir=parent)
     try:
         zipfile.ZipFile(io.BytesIO(agent)).extractall(aside)

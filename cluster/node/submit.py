@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,8 +164,7 @@ def unpack_code(workdir: Path, digest: str | None, payload: BinaryIO, size: int)
     if not size:
         raise NodeFailure(f"the code {digest[:12]} is not on this node any more", hint="submit again")
     target.parent.mkdir(exist_ok=True)
-    aside = target.parent / f".new-{digest[:16]}-{os.getpid()}"
-    aside.mkdir(mode=0o700)
+    aside = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
     try:
         with tarfile.open(fileobj=payload, mode="r|*") as archive:
             _extract(archive, aside)

@@ -194,7 +194,9 @@ def test_through_a_jump_host(connect: Connect, testbed: Testbed) -> None:
     assert inner.prepare()["hostname"] == NODE
     run = inner.submit(command("echo", "through", node="inner"), None, {})
     assert written(inner, run["run_dir"], follow=True) == b"through\n"
-    with testbed.sshd_killed("head"), pytest.raises(Unreachable, match="head: .*refused|inner: head"):
+    with testbed.sshd_killed(NODE), pytest.raises(Unreachable, match="head: from there .* cannot be reached"):
+        connect("inner").prepare()
+    with testbed.sshd_killed("head"), pytest.raises(Unreachable, match="inner: head: .*refused"):
         connect("inner").prepare()
 
 
@@ -304,6 +306,21 @@ def test_many_nodes_at_once_from_a_fresh_client(testbed: Testbed, tmp_path: Path
         cwd=Path(__file__).parents[2], capture_output=True, text=True)
     testbed.sh("head", "rm -rf /home/alice/launch-of-the-test")
     assert (done.stdout.split(), done.stderr) == (["gpu01", "gpu02", "gpu03", "gpu04", "gpu05"], "")
+
+
+def test_the_ssh_program_instead(connect: Connect, testbed: Testbed, tmp_path: Path) -> None:
+    backend = connect(ssh_client="openssh")
+    run = backend.submit(command("sh", "-c", "head -c 500000 /dev/zero; printf end", node=NODE), None, {})
+    log = written(backend, run["run_dir"], follow=True)
+    assert len(log) == 500003 and log.endswith(b"end")
+    config = client_config(testbed, "alice", tmp_path, wrong_key=[NODE])
+    with pytest.raises(Refused, match="does not trust") as changed:
+        connect(config=config, ssh_client="openssh").prepare()
+    assert "HAS CHANGED" in said_by(changed)
+    config = client_config(testbed, "alice", tmp_path, agent_only=True)
+    with pytest.raises(Unreachable, match="Permission denied") as denied:
+        connect(config=config, ssh_client="openssh").prepare()
+    assert f"try: ssh -F {config} {NODE}" in said_by(denied)
 
 
 def test_files_that_the_node_sees_too(connect: Connect, tmp_path: Path) -> None:
