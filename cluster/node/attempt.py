@@ -4,6 +4,7 @@ Straight code over `Loop.wait`: whatever it waits for, `_wait` keeps looking at 
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -162,6 +163,8 @@ class Attempt:
             return
         self._loop.adopt(pid)
         self.helpers.add(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, pid, 10)  # the job itself is being started now
 
     def _watch_root(self, pid: int, told: Told) -> bool:
         """Until the root process has ended or the grace is over. -> whether it ended with exit code 0."""
