@@ -142,12 +142,17 @@ def parse_checkpoint_name(name: str) -> tuple[int, int] | None:
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Finished checkpoint directories, newest (highest step, then latest attempt) first. Not yet verified."""
+    """Finished checkpoint directories, newest first. Not yet verified.
+
+    Newest is the highest step of the latest attempt: after a resume from further back, the higher steps of an older
+    attempt belong to a branch that was left.
+    """
     try:
-        found = [(parse_checkpoint_name(name), name) for name in os.listdir(directory)]
+        names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return [directory / name for parsed, name in sorted(((p, n) for p, n in found if p), reverse=True)]
+    parsed = [(found[1], found[0], name) for name in names if (found := parse_checkpoint_name(name))]
+    return [directory / name for _, _, name in sorted(parsed, reverse=True)]
 
 
 class BadCheckpoint(Exception):

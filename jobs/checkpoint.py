@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from cluster.contract import (
-    MANIFEST, MANIFEST_VERSION, BadCheckpoint, checkpoint_name, list_checkpoints, parse_checkpoint_name,
+    MANIFEST, MANIFEST_VERSION, BadCheckpoint, checkpoint_name, list_checkpoints,
     sha256_file, verify_checkpoint, write_atomically,
 )
 from jobs.runtime import Job, JobError, WriteFailed
@@ -159,24 +159,16 @@ def read_best(directory: Path) -> dict[str, Any] | None:
 def prune(directory: Path, keep_last: int, newest: Path) -> list[Path]:
     """Delete all but the last `keep_last` checkpoints, the best one and `newest`, which was just verified.
 
-    The last ones are those of the latest attempt first: after a resume from further back, the higher steps of
-    an older attempt belong to a branch that was left. A directory is renamed before it is emptied, so that
-    one half deleted is never taken for a checkpoint.
+    A directory is renamed before it is emptied, so that one half deleted is never taken for a checkpoint.
     """
     best = read_best(directory)
     keep = {newest.name, best["checkpoint"] if best else newest.name}
-    by_attempt = sorted(list_checkpoints(directory), key=_attempt_and_step, reverse=True)
-    gone = [path for path in by_attempt[keep_last:] if path.name not in keep]
+    gone = [path for path in list_checkpoints(directory)[keep_last:] if path.name not in keep]
     for path in gone:
         aside = path.with_name(f"{_ASIDE}gone-{path.name}")
         os.rename(path, aside)
         shutil.rmtree(aside)
     return gone
-
-
-def _attempt_and_step(path: Path) -> tuple[int, int]:
-    step, attempt = parse_checkpoint_name(path.name) or (0, 0)
-    return attempt, step
 
 
 def read_state(path: Path) -> dict[str, Any]:

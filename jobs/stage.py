@@ -1,6 +1,7 @@
 """What a stage brings to the one training loop (jobs.trainer)."""
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from jobs.loader import Source
 
 
-class Stage:
+class Stage(ABC):
     """Subclass, set the attributes, and write at least `loss`, `names` and `evaluate`.
 
     Nothing in a stage may draw from a live generator whose state lives longer than one call: the trainer
@@ -27,20 +28,20 @@ class Stage:
     identity: dict[str, str]  # fingerprints that a resumed checkpoint must share: name -> value
     provenance: dict[str, str]  # where the inputs came from; a resume says what changed
 
+    @abstractmethod
     def loss(self, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one pass (0-d) and its `scalars`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self, batch: Any) -> list[str]:
         """What the samples of a batch are called, for the line about a skipped update."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self, step: int, stop_asked: Callable[[], bool]) -> dict[str, float] | None:
         """The same metrics on every rank, in eval mode and without gradients.
 
         `stop_asked` is a collective: all ranks call it equally often. When it says True the answer is None.
         """
-        raise NotImplementedError
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay applies."""

