@@ -1,6 +1,8 @@
 """The nodes a person can name: those of cluster.yaml as `cluster.inventory.Node`, and always `local`."""
 from __future__ import annotations
 
+import functools
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from configs.schema import BaseNode, ClusterFile, Environment
 
 LOCAL = "local"
+_reading = threading.Lock()
 
 
 def load_nodes(start: Path) -> dict[str, Node]:
@@ -48,11 +51,27 @@ def node_named(name: str, start: Path) -> Node:
 def _cluster(start: Path) -> ClusterFile | None:
     from configs.places import find_cluster
 
-    if find_cluster(start) is None:
+    path = find_cluster(start)
+    if path is None:
         return None
+    with _reading:  # the nodes are asked by a thread each, and all of them begin here
+        return _read(start, path, _version(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(start: Path, path: Path, version: tuple[int, ...]) -> ClusterFile | None:
+    """Once per process for each version of the file at `path`: it takes longer than a question to a node."""
     from configs.load import load_cluster  # reads YAML: who has no cluster.yaml does without
 
     return load_cluster(start)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _unusable(entry: BaseNode) -> str | None:
