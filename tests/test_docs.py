@@ -1,0 +1,72 @@
+"""The commands of the README are run as they stand there, on this computer and on a node of the test bed."""
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from configs.load import load_cluster, load_stage
+from jobs.data import toy
+from tests.e2e.lab import Lab
+from tests.testbed.testbed import Testbed
+
+REPOSITORY = Path(__file__).parents[1]
+TRAIN_SCRIPT = "import sys; print('trained with', sys.argv[1:])\n"
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (REPOSITORY / document).read_text(), re.M | re.S)
+
+
+def commands() -> list[list[str]]:
+    lines = [line[2:] for block in blocks("README.md", "console") for line in block.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line) for line in lines]
+
+
+def test_the_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    asked = set(re.findall(r"make ([a-z]+)\b", (REPOSITORY / "README.md").read_text())) - {"s"}
+    assert {"demo", "install", "test", "campaign", "bench"} <= asked <= targets
+
+
+def test_every_link_leads_somewhere() -> None:
+    for document in ("README.md", "docs/architecture.md", "docs/stages.md"):
+        for link in re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / document).read_text()):
+            assert ((REPOSITORY / document).parent / link).exists(), f"{document}: {link}"
+
+
+def test_the_yaml_of_the_documents_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [cluster] = blocks("README.md", "yaml")
+    (tmp_path / "cluster.yaml").write_text(cluster)
+    monkeypatch.setenv("LAUNCH_CLUSTER", str(tmp_path / "cluster.yaml"))
+    loaded = load_cluster(tmp_path)
+    assert loaded and set(loaded.nodes) == {"gpu05"}
+    [stage] = blocks("docs/stages.md", "yaml")
+    (tmp_path / "configs/stages").mkdir(parents=True)
+    (tmp_path / "configs/stages/mine.yaml").write_text(stage)
+    assert load_stage("mine", tmp_path)
+
+
+def test_the_commands_of_the_readme(testbed: Testbed, tmp_path: Path) -> None:
+    """In their order, standing in the checkout, with gpu05 as the node. `make demo` is the campaign's."""
+    toy.make(testbed.root / "home/alice/data/demo", samples=2, val=1, size=32, seed=0)
+    testbed.sh("gpu05", "mkdir -p /home/me && chmod 777 /home/me")
+    testbed.write("gpu05", "/home/me/FaceLift/train_gslrm.py", TRAIN_SCRIPT, user="alice")
+    cluster = testbed.cluster_yaml(tmp_path / "cluster.yaml", "alice", ["gpu05"], "/home/alice/launch", data="/home/alice/data")
+    lab = Lab(REPOSITORY, tmp_path, "gpu05", cluster)
+    try:
+        for program, *argv in commands():
+            if program == "make":
+                continue
+            assert program == "launch"
+            said = lab.launch(*argv)
+            if argv[0] == "status":
+                assert "RUNNING" in said.stdout or "PENDING" in said.stdout
+        assert "trained with ['--config', 'a.yaml']" in lab.logs("x")
+        restarted = lab.status("mouse")
+        assert restarted["attempt"] == 1
+    finally:
+        lab.launch("kill", "--now", "mouse", code=None)
+        testbed.sh("gpu05", "rm -rf /home/me /home/alice/launch /home/alice/data")
