@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, Protocol
 from cluster.errors import ClusterError, NodeFailure, Refused, Unreachable, Unusable
 from cluster.inventory import Node
 
-Answer = dict[str, Any]  # the fields are named in cluster/node: agent.py, submit.py, view.py, kill.py, restart.py
+Answer = dict[str, Any]  # its fields: where cluster/node gives it (agent, submit, view, kill, restart)
 Frame = tuple[dict[str, Any], bytes]  # see cluster/node/logs.py
 Payload = bytes | BinaryIO
 

@@ -1,7 +1,7 @@
 """What can go wrong between a person and a node, each with its exit code.
 
     ClusterError
-      ├─ Unusable      2  what was asked for cannot be meant: bad cluster.yaml entry, bad path, no Python on the node
+      ├─ Unusable      2  what was asked for cannot be meant: bad cluster.yaml, bad path, no Python there
       ├─ Unreachable   3  the node or its scheduler could not be asked
       ├─ Refused       4  would lose work or disturb somebody; `--force` where that makes sense
       └─ NodeFailure   1  the node was asked and could not do it (disk full, permission denied)
@@ -44,7 +44,7 @@ class NodeFailure(ClusterError):
 _REMEDIES = {
     errno.ENOSPC: "free some space or inodes there, or give the node another `workdir:` in cluster.yaml",
     errno.EDQUOT: "your quota there is used up: free some space, or set another `workdir:` in cluster.yaml",
-    errno.EROFS: "that file system is read-only: ask its administrator, or set another `workdir:` in cluster.yaml",
+    errno.EROFS: "that file system is read-only: ask its administrator, or set another `workdir:`",
     errno.EACCES: "you may not write there: set a `workdir:` of your own in cluster.yaml",
     errno.EPERM: "you may not write there: set a `workdir:` of your own in cluster.yaml",
     errno.ENOTDIR: "a part of that path is a file: correct `workdir:` in cluster.yaml",
@@ -52,6 +52,6 @@ _REMEDIES = {
 
 
 def explain(error: OSError, doing: str) -> tuple[str, str | None]:
-    """What a person should read about a file system that did not take something -> (what, what to do next)."""
+    """What a person should read about a file system that refuses something -> (what, what to do next)."""
     where = f" ({error.filename})" if isinstance(error.filename, str) else ""
     return f"{doing}: {error.strerror or error}{where}", _REMEDIES.get(error.errno or 0)

@@ -1,4 +1,6 @@
-"""What the person's known_hosts files say about a host. ssh-keygen reads them: hashed names, patterns and markers count."""
+"""What the person's known_hosts files say about a host. ssh-keygen reads them: hashed names, patterns and
+markers count.
+"""
 from __future__ import annotations
 
 import subprocess
@@ -20,17 +22,20 @@ class KnownKey:
 
 def known_keys(target: Target) -> list[KnownKey]:
     """Every line about the host, in the order ssh reads them."""
-    return [key for file in target.known_hosts if file.is_file() for key in _in_file(target.key_name.lower(), file)]
+    name = target.key_name.lower()
+    return [key for file in target.known_hosts if file.is_file() for key in _in_file(name, file)]
 
 
 def _in_file(name: str, file: Path) -> list[KnownKey]:
-    done = subprocess.run(["ssh-keygen", "-F", name, "-f", str(file)], stdin=subprocess.DEVNULL, capture_output=True,
-                          text=True)
+    done = subprocess.run(["ssh-keygen", "-F", name, "-f", str(file)], stdin=subprocess.DEVNULL,
+                          capture_output=True, text=True)
     return parse(done.stdout, file)
 
 
 def parse(text: str, file: Path) -> list[KnownKey]:
-    """The output of `ssh-keygen -F`: `# Host NAME found: line N`, then that line; the comment ends with the marker."""
+    """The output of `ssh-keygen -F`: `# Host NAME found: line N`, then that line; the comment ends with the
+    marker.
+    """
     found = []
     number = 0
     for line in text.splitlines():
@@ -48,14 +53,15 @@ def check(target: Target, kind: str, base64: str, fingerprint: str, known: list[
     """Raises Refused unless the key that the host shows is one that the person has accepted."""
     same = [key for key in known if (key.kind, key.base64) == (kind, base64)]
     if any(key.marker == "@revoked" for key in same):
-        raise Refused(f"its host key ({kind} {fingerprint}) is marked as revoked in {same[0].file}:{same[0].line}",
-                      target.name, "do not use this machine before its administrator has explained that")
+        where = f"{same[0].file}:{same[0].line}"
+        raise Refused(f"its host key ({kind} {fingerprint}) is marked as revoked in {where}", target.name,
+                      "do not use this machine before its administrator has explained that")
     if any(not key.marker for key in same):
         return
     if other := next((key for key in known if not key.marker), None):
         raise Refused(
-            f"ITS HOST KEY HAS CHANGED: it shows {kind} {fingerprint}, but {other.file}:{other.line} has another one. "
-            "Somebody may be listening in, or the machine was installed anew", target.name,
+            f"ITS HOST KEY HAS CHANGED: it shows {kind} {fingerprint}, but {other.file}:{other.line} has "
+            "another one. Somebody may be listening in, or the machine was installed anew", target.name,
             f"ask its administrator; if the new key is right: "
             f"ssh-keygen -R '{target.key_name}' -f '{other.file}', then: {target.command}")
     if known:

@@ -1,4 +1,6 @@
-"""The nodes that jobs can run on, as one frozen type. Who reads cluster.yaml builds these; `local` needs no file."""
+"""The nodes that jobs can run on, as one frozen type. Who reads cluster.yaml builds these; `local` needs no
+file.
+"""
 from __future__ import annotations
 
 import os
@@ -15,7 +17,9 @@ DEFAULT_WORKDIR = "~/launch"
 
 @dataclass(frozen=True)
 class Node:
-    """One machine. `workdir`, `data`, `agent_python` and the paths in `python` are paths there; `~` is the home there."""
+    """One machine. `workdir`, `data`, `agent_python` and the paths in `python` are paths there; `~` is the
+    home there.
+    """
 
     name: str
     via: Literal["local", "ssh"] = "ssh"
@@ -28,7 +32,7 @@ class Node:
     share: Literal["private", "group"] = "private"
     env_vars: dict[str, str] = field(default_factory=dict)
     ssh_config: str | None = None  # None: the person's own ~/.ssh/config
-    ssh_client: Literal["fabric", "openssh"] = "fabric"  # openssh: the `ssh` program itself, for what only it can do
+    ssh_client: Literal["fabric", "openssh"] = "fabric"  # openssh: the `ssh` program, for what only it can do
     connect_timeout_s: float = 5.0  # where ssh's ConnectTimeout says nothing
 
     @property
@@ -40,12 +44,14 @@ def local_node(data: Path | None = None) -> Node:
     """This computer: always there. `data` is the directory that relative paths in run files are below."""
     return Node(
         name="local", via="local", workdir=os.environ.get("LAUNCH_WORKDIR") or DEFAULT_WORKDIR,
-        data=str(data) if data else None, python=PythonEnv("python", sys.executable), agent_python=sys.executable)
+        data=str(data) if data else None, python=PythonEnv("python", sys.executable),
+        agent_python=sys.executable)
 
 
 def client_state_dir() -> Path:
-    """Where this client remembers what it could also find out again: $LAUNCH_HOME, else one directory per host below
-    $XDG_STATE_HOME (a home on NFS is seen by many hosts)."""
+    """Where this client remembers what it could also find out again: $LAUNCH_HOME, else one directory per
+    host below $XDG_STATE_HOME (a home on NFS is seen by many hosts).
+    """
     if home := os.environ.get("LAUNCH_HOME"):
         return Path(home).expanduser()
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"

@@ -20,7 +20,8 @@ class LocalShell:
 
     def ask(self, request: dict[str, Any], payload: Payload = b"", timeout_s: float | None = None) -> Answer:
         if request["op"] in ("submit", "restart"):
-            request = request | {"agent": [self._node.agent_python or "python3", "-I", "-S", str(self._agent())]}
+            python = self._node.agent_python or "python3"
+            request = request | {"agent": [python, "-I", "-S", str(self._agent())]}
         size = size_of(payload)
         stream = io.BytesIO(payload) if isinstance(payload, bytes) else payload
         stream.seek(0)

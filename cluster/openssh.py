@@ -1,6 +1,8 @@
-"""Asking a node through the `ssh` program: for logins that only it can do (hardware keys, Kerberos, a ControlMaster).
+"""Asking a node through the `ssh` program: for logins that only it can do (hardware keys, Kerberos, a
+ControlMaster).
 
-Each question is one `ssh` process, so a ControlMaster is what makes them fast. Never asks anything (BatchMode).
+Each question is one `ssh` process, so a ControlMaster is what makes them fast. Never asks anything
+(BatchMode).
 """
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class OpenSshShell(RemoteShell):
             self._target = resolve(self._node.ssh_name, self._node.ssh_config, self._node.connect_timeout_s)
         with tempfile.TemporaryFile() as errors:
             process = subprocess.Popen(
-                _command(self._target, deadline), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0)
+                _command(self._target, deadline), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=errors, bufsize=0)
             try:
                 yield _ProcessPipe(process, errors.fileno(), self._node, self._target)
             finally:
@@ -54,7 +57,8 @@ def _command(target: Target, deadline: float | None) -> list[str]:
     options = ("BatchMode=yes", "RequestTTY=no", f"ConnectTimeout={max(1, round(timeout_s))}",
                "ServerAliveInterval=5", "ServerAliveCountMax=3")
     config = ["-F", target.config] if target.config else []
-    return ["ssh", *config, *(word for option in options for word in ("-o", option)), "--", target.name, wire.LINE]
+    words = [word for option in options for word in ("-o", option)]
+    return ["ssh", *config, *words, "--", target.name, wire.LINE]
 
 
 class _ProcessPipe:

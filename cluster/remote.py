@@ -1,4 +1,6 @@
-"""Asking a node through any program that runs one command line there: carrying the agent, marks, frames, silence."""
+"""Asking a node through any program that runs one command line there: carrying the agent, marks, frames,
+silence.
+"""
 from __future__ import annotations
 
 import contextlib
@@ -74,7 +76,8 @@ class RemoteShell(ABC):
         python = self._python or self._find_python(deadline)
         for _ in range(3):
             mark = _new_mark()
-            with self._run(wire.run_agent(python, self._where, command, mark), mark, deadline) as conversation:
+            script = wire.run_agent(python, self._where, command, mark)
+            with self._run(script, mark, deadline) as conversation:
                 conversation.send(line, payload)
                 code = conversation.begin()
                 if code == 0:
@@ -96,10 +99,10 @@ class RemoteShell(ABC):
                 _write_known(self._node, self._python)
                 return self._python
         if self._node.agent_python:
-            raise Unusable(f"agent_python {self._node.agent_python} is no Python >= 3.10 there", self._node.name,
-                           "correct it in cluster.yaml, or leave it out to have one found")
-        raise Unusable("no Python >= 3.10 was found there: not in the node's env, on PATH or in the usual conda places",
-                       self._node.name, "name one with `agent_python:` in cluster.yaml")
+            raise Unusable(f"agent_python {self._node.agent_python} is no Python >= 3.10 there",
+                           self._node.name, "correct it in cluster.yaml, or leave it out to have one found")
+        raise Unusable("no Python >= 3.10 was found there: not in the node's env, on PATH or in the usual "
+                       "conda places", self._node.name, "name one with `agent_python:` in cluster.yaml")
 
     def _carry(self, python: str, deadline: float | None) -> None:
         mark = _new_mark()
@@ -144,7 +147,9 @@ class _Conversation:
             pass
 
     def begin(self) -> int:
-        """Read up to the first mark: 0; NO_AGENT or one of NO_PYTHON: it ended so. Raises for every other ending."""
+        """Read up to the first mark: 0; NO_AGENT or one of NO_PYTHON: it ended so. Raises for every other
+        ending.
+        """
         while (at := self._read.find(self._mark)) < 0:
             if not self._more():
                 code = self._pipe.exit_code()
@@ -217,7 +222,7 @@ def _new_mark() -> str:
     return f"=={secrets.token_hex(12)}=="
 
 
-# --- what this client remembers of a node between two commands, and could find out again ------------------------------
+# --- what this client remembers of a node between two commands, and could find out again --------------------
 
 def _read_known(node: Node) -> str | None:
     try:

@@ -41,7 +41,7 @@ class SshShell(RemoteShell):
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        if "fabric" not in sys.modules:  # it takes long to load: meanwhile ssh can say what it knows of the host
+        if "fabric" not in sys.modules:  # it takes long to load: meanwhile ssh says what it knows of the host
             threading.Thread(target=_load_libraries, daemon=True).start()
         self._lock = threading.Lock()
         self._links: list[_Link] = []  # the way to the node, jump hosts first
@@ -56,7 +56,9 @@ class SshShell(RemoteShell):
             channel.close()
 
     def close(self) -> None:
-        """A thread that is still connecting to a dead node holds the lock: nobody who gave it up waits for it."""
+        """A thread that is still connecting to a dead node holds the lock: nobody who gave it up waits for
+        it.
+        """
         if self._lock.acquire(blocking=False):
             _close(self._links)
             self._lock.release()
@@ -71,7 +73,9 @@ class SshShell(RemoteShell):
 
 
 def _load_libraries() -> None:
-    """In one thread at a time: paramiko's modules import each other in circles, which fails when two threads do it."""
+    """In one thread at a time: paramiko's modules import each other in circles, which fails when two threads
+    do it.
+    """
     with _loading:
         importlib.import_module("fabric")
 
@@ -82,7 +86,8 @@ def _close(links: list[_Link]) -> None:
 
 
 class _ChannelPipe:
-    """A channel of the connection itself: fabric's own `run` is quadratic in the output and polls while idle."""
+    """A channel of the connection itself: fabric's own `run` is quadratic in the output and polls while idle.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -113,7 +118,7 @@ class _ChannelPipe:
             del self._errors[:-BLOCK]
 
 
-# --- connections ------------------------------------------------------------------------------------------------------
+# --- connections --------------------------------------------------------------------------------------------
 
 def _connect(node: Node, deadline: float | None) -> list[_Link]:
     """The way to a node, jump hosts first. Raises Unreachable, Refused or Unusable."""
@@ -128,7 +133,9 @@ def _connect(node: Node, deadline: float | None) -> list[_Link]:
 
 
 def _extend(links: list[_Link], target: Target, node: Node, deadline: float | None) -> None:
-    """Add the links to `target`: the first jump host by its own configuration, the others through the one before."""
+    """Add the links to `target`: the first jump host by its own configuration, the others through the one
+    before.
+    """
     for number, jump in enumerate(target.jumps):
         host, user, port = split_jump(jump)
         hop = resolve(host, node.ssh_config, node.connect_timeout_s, user, port)
@@ -152,7 +159,8 @@ def _open(target: Target, through: _Link | None, deadline: float | None) -> _Lin
             time.sleep(random.uniform(0.1, 0.3) * 2**attempt)
             if deadline is not None and time.monotonic() > deadline:
                 break
-    raise Unreachable(f"it closes every connection at once ({dropped})", target.name, f"try: {target.command}")
+    raise Unreachable(f"it closes every connection at once ({dropped})", target.name,
+                      f"try: {target.command}")
 
 
 class _Dropped(Exception):
@@ -174,7 +182,8 @@ class _Link:
             said = self._proxy.last_words() if self._proxy else ""
             self._close_below()
             if said and "reset by peer" not in said:
-                raise Unreachable(f"its ProxyCommand failed: {said}", target.name, f"try: {target.command}") from None
+                raise Unreachable(f"its ProxyCommand failed: {said}", target.name,
+                                  f"try: {target.command}") from None
             raise
         except BaseException:
             self._close_below()
@@ -223,9 +232,10 @@ class _Link:
         try:
             yield
         except ChannelException as error:
-            raise Unreachable(f"it does not open another channel: {error.text or error}", self._target.name) from None
+            raise Unreachable(f"it opens no channel: {error.text or error}", self._target.name) from None
         except (SSHException, OSError, EOFError) as error:
-            raise Unreachable(f"the connection broke ({error or type(error).__name__})", self._target.name) from None
+            why = str(error) or type(error).__name__
+            raise Unreachable(f"the connection broke ({why})", self._target.name) from None
 
 
 def _tcp(target: Target, timeout_s: float) -> socket.socket:
@@ -254,8 +264,8 @@ class _ProxyCommand:
         self._errors = tempfile.TemporaryFile()
         with theirs:
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", f"exec {target.proxy_command}"], stdin=theirs, stdout=theirs, stderr=self._errors,
-                start_new_session=True)
+                ["/bin/sh", "-c", f"exec {target.proxy_command}"], stdin=theirs, stdout=theirs,
+                stderr=self._errors, start_new_session=True)
 
     def last_words(self) -> str:
         self._errors.seek(0)
@@ -269,7 +279,7 @@ class _ProxyCommand:
         self._errors.close()
 
 
-# --- logging in -------------------------------------------------------------------------------------------------------
+# --- logging in ---------------------------------------------------------------------------------------------
 
 def _login(target: Target, reached: Any, timeout_s: float) -> Connection:
     """A fabric connection over what has been reached. Raises Unreachable, Refused or _Dropped."""
@@ -282,8 +292,9 @@ def _login(target: Target, reached: Any, timeout_s: float) -> Connection:
     connection = Connection(
         target.hostname, user=target.user, port=target.port, connect_timeout=max(1, int(timeout_s)),
         config=Config(ssh_config=paramiko.SSHConfig(), lazy=True),
-        connect_kwargs={"sock": reached, "auth_strategy": keys, "banner_timeout": timeout_s, "auth_timeout": _LOGIN_S,
-                        "channel_timeout": SILENCE_S, "transport_factory": _transport_preferring(known)})
+        connect_kwargs={
+            "sock": reached, "auth_strategy": keys, "banner_timeout": timeout_s, "auth_timeout": _LOGIN_S,
+            "channel_timeout": SILENCE_S, "transport_factory": _transport_preferring(known)})
     connection.client.set_missing_host_key_policy(_policy(target, known))
     begun = time.monotonic()
     try:
@@ -302,7 +313,8 @@ def _login(target: Target, reached: Any, timeout_s: float) -> Connection:
 def _login_failed(error: Exception, target: Target, tried: str, late: bool) -> Exception:
     from paramiko import AuthenticationException, SSHException
     if isinstance(error, AuthenticationException):
-        return Unreachable(f"it does not let {target.user} in ({tried})", target.name, f"try: {target.command}")
+        return Unreachable(f"it does not let {target.user} in ({tried})", target.name,
+                           f"try: {target.command}")
     if late:
         return Unreachable("it was reached, but its sshd does not answer", target.name,
                            "it may be overloaded, or one of its file systems hangs")
@@ -320,15 +332,16 @@ def _transport_preferring(known: list[hostkeys.KnownKey]) -> Callable[..., Trans
         transport = Transport(reached, **options)
         security = transport.get_security_options()
         security.key_types = sorted(
-            security.key_types, key=lambda kind: ("ssh-rsa" if kind.startswith("rsa-") else kind) not in kinds)
-        security.ciphers = sorted(security.ciphers, key=lambda cipher: "gcm" not in cipher)  # twice as fast as ctr
+            security.key_types, key=lambda kind: ("ssh-rsa" if kind[:4] == "rsa-" else kind) not in kinds)
+        security.ciphers = sorted(security.ciphers, key=lambda cipher: "gcm" not in cipher)  # half the CPU
         return transport
 
     return make
 
 
 def _policy(target: Target, known: list[hostkeys.KnownKey]) -> MissingHostKeyPolicy:
-    """paramiko itself is told of no known host, so every key comes to this policy; it accepts none by itself."""
+    """paramiko itself is told of no known host, so every key comes to this policy; it accepts none by itself.
+    """
     from paramiko import MissingHostKeyPolicy, PKey
 
     class Policy(MissingHostKeyPolicy):
@@ -339,8 +352,9 @@ def _policy(target: Target, known: list[hostkeys.KnownKey]) -> MissingHostKeyPol
 
 
 def _keys(target: Target) -> Any:
-    """How to log in, in the order of ssh: keys of the agent that the configuration names, the agent's others (not with
-    IdentitiesOnly), key files. Never a password, never a question."""
+    """How to log in, in the order of ssh: keys of the agent that the configuration names, the agent's others
+    (not with IdentitiesOnly), key files. Never a password, never a question.
+    """
     from paramiko import SSHException
     from paramiko.auth_strategy import AuthSource, AuthStrategy, InMemoryPrivateKey, NoneAuth
 
@@ -381,7 +395,9 @@ def _keys(target: Target) -> Any:
                 self._agent.close()
 
         def tried(self) -> str:
-            return "tried: " + ", ".join(self._tried) if self._tried else "there is no key and no agent to try"
+            if not self._tried:
+                return "there is no key and no agent to try"
+            return "tried: " + ", ".join(self._tried)
 
     return Keys()
 
@@ -399,7 +415,8 @@ def _public_blob(path: Path) -> bytes | None:
 
 
 def _private_key(path: Path) -> PKey | None:
-    """None: there is no private key in that file. Raises SSHException with the reason why it cannot be used."""
+    """None: there is no private key in that file. Raises SSHException with the reason why it cannot be used.
+    """
     from cryptography.exceptions import UnsupportedAlgorithm
     from paramiko import PKey, SSHException
     from paramiko.pkey import UnknownKeyType

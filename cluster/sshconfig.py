@@ -1,4 +1,6 @@
-"""What the person's own ssh says about a host: `ssh -G` is asked once, so Include, Match and tokens mean what they mean."""
+"""What the person's own ssh says about a host: `ssh -G` is asked once, so Include, Match and tokens mean what
+they mean.
+"""
 from __future__ import annotations
 
 import os
@@ -11,6 +13,7 @@ from pathlib import Path
 from cluster.errors import Unusable
 
 _NONE = ("none", "")
+_JUMP = re.compile(r"\[(?P<v6>[^]]+)\](?::(?P<p6>\d+))?|(?P<host>[^:]+)(?::(?P<port>\d+))?|(?P<bare>.+)")
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,18 @@ class Target:
         return f"ssh {config}{shlex.quote(self.name)}"
 
 
-def resolve(name: str, config: str | None, timeout_s: float, user: str | None = None, port: int | None = None) -> Target:
+def resolve(name: str, config: str | None, timeout_s: float, user: str | None = None,
+            port: int | None = None) -> Target:
     """Raises Unusable: no ssh program here, or a configuration it does not accept."""
     path = str(Path(config).expanduser()) if config else None
-    given = [*(["-F", path] if path else []), *(["-l", user] if user else []), *(["-p", str(port)] if port else [])]
+    options = (("-F", path), ("-l", user), ("-p", port))
+    given = [word for option, value in options if value for word in (option, str(value))]
     try:
-        done = subprocess.run(["ssh", "-G", *given, "--", name], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        done = subprocess.run(["ssh", "-G", *given, "--", name], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True)
     except FileNotFoundError:
-        raise Unusable("there is no ssh program on this computer", hint="apt-get install openssh-client") from None
+        raise Unusable("there is no ssh program on this computer",
+                       hint="apt-get install openssh-client") from None
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise Unusable(f"ssh does not accept its configuration: {said[-1]}", name)
@@ -80,17 +87,18 @@ def parse(text: str, name: str, config: str | None, timeout_s: float) -> Target:
     return Target(
         name=name, config=config, hostname=tokens["h"], port=int(tokens["p"]), user=tokens["r"],
         identities=tuple(path for path in identities if path.is_file() or Path(f"{path}.pub").is_file()),
-        identities_only=one("identitiesonly") == "yes", agent=_agent(said.get("identityagent", ["SSH_AUTH_SOCK"])[0]),
+        identities_only=one("identitiesonly") == "yes",
+        agent=_agent(said.get("identityagent", ["SSH_AUTH_SOCK"])[0]),
         jumps=tuple((one("proxyjump") or "").split(",")) if one("proxyjump") else (),
         proxy_command=_expanded(proxy_command, tokens) if proxy_command else None,
         known_hosts=tuple(Path(_expanded(word, tokens)).expanduser() for word in known if word not in _NONE),
-        key_alias=one("hostkeyalias"), timeout_s=float(timeout) if timeout and float(timeout) > 0 else timeout_s)
+        key_alias=one("hostkeyalias"), timeout_s=float(timeout or 0) or timeout_s)
 
 
 def split_jump(jump: str) -> tuple[str, str | None, int | None]:
     """`[user@]host[:port]` or `ssh://…` -> (host, user, port)."""
     user, _, rest = jump.removeprefix("ssh://").rpartition("@")
-    found = re.fullmatch(r"\[(?P<v6>[^]]+)\](?::(?P<p6>\d+))?|(?P<host>[^:]+)(?::(?P<port>\d+))?|(?P<bare>.+)", rest)
+    found = _JUMP.fullmatch(rest)
     if not found:
         raise Unusable(f"ProxyJump {jump!r} names no host")
     port = found["p6"] or found["port"]

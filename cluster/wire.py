@@ -1,7 +1,8 @@
 """What is sent to a node's shell. Quoting happens here and nowhere else.
 
-The login shell may be bash, tcsh or fish and gets one constant line that means the same to all of them; sh reads the
-real script from stdin, so nothing of a person's (paths, names) ever passes a shell it was not quoted for.
+The login shell may be bash, tcsh or fish and gets one constant line that means the same to all of them; sh
+reads the real script from stdin, so nothing of a person's (paths, names) ever passes a shell it was not
+quoted for.
 """
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from pathlib import Path
 from cluster.inventory import USUAL_CONDA_BASES, Node
 from cluster.node import install
 
-# No quote, backslash, `!` or newline inside: what is special between single quotes differs between those shells.
+# No quote, backslash, `!` or newline inside: what is special between single quotes differs between shells.
 LINE = "exec sh -c 'read -r n && eval \"$(dd bs=1 count=\"$n\" 2>/dev/null)\"'"
 
 NO_AGENT = 96  # exit codes of the scripts below
 NO_PYTHON = (97, 126, 127)
 _ON_PATH = ("python3", "python3.14", "python3.13", "python3.12", "python3.11", "python3.10", "python")
-# Everywhere -I and -S: the agent needs the standard library alone, and site-packages cost milliseconds at every start.
+# Everywhere -I and -S: the agent needs the standard library alone, and site-packages make every start slow.
 # Runs in whatever Python is found, however old.
 _IS_PYTHON = """\
 import sys
@@ -35,19 +36,25 @@ def framed(script: str) -> bytes:
 
 def run_agent(python: str, directory: str, command: str, mark: str) -> str:
     """Become the agent in `directory`; exit NO_AGENT or one of NO_PYTHON when that cannot be."""
-    return (f"a={sh_path(directory)}; [ -d \"$a\" ] || exit {NO_AGENT}; [ -x {sh_path(python)} ] || exit {NO_PYTHON[0]}; "
-            f"exec {sh_path(python)} -I -S \"$a\" {command} {mark}")
+    return (f"a={sh_path(directory)}; p={sh_path(python)}; "
+            f"[ -d \"$a\" ] || exit {NO_AGENT}; [ -x \"$p\" ] || exit {NO_PYTHON[0]}; "
+            f"exec \"$p\" -I -S \"$a\" {command} {mark}")
 
 
 def find_python(node: Node, mark: str) -> str:
-    """Print mark, JSON {python}, mark for the first Python >= 3.10; exit with the first of NO_PYTHON without one."""
+    """Print mark, JSON {python}, mark for the first Python >= 3.10; exit with the first of NO_PYTHON without
+    one.
+    """
     places = " ".join(sh_path(place) for place in python_places(node))
     return (f"for p in {places}; do q=$(command -v \"$p\" 2>/dev/null) || continue; "
-            f"\"$q\" -I -S -c {shlex.quote(_IS_PYTHON)} {mark} 2>/dev/null && exit 0; done; exit {NO_PYTHON[0]}")
+            f"\"$q\" -I -S -c {shlex.quote(_IS_PYTHON)} {mark} 2>/dev/null && exit 0; done; "
+            f"exit {NO_PYTHON[0]}")
 
 
 def python_places(node: Node) -> list[str]:
-    """Where the agent's Python may be: `agent_python` and nothing else, or the jobs' environment, PATH, conda."""
+    """Where the agent's Python may be: `agent_python` and nothing else, or the jobs' environment, PATH,
+    conda.
+    """
     if node.agent_python:
         return [node.agent_python]
     bases = [node.python.conda_base] if node.python.conda_base else list(USUAL_CONDA_BASES)
@@ -64,7 +71,8 @@ def python_places(node: Node) -> list[str]:
 
 
 def run_installer(python: str) -> str:
-    return f"exec {sh_path(python)} -I -S -c {shlex.quote(Path(install.__file__).read_text(encoding='utf-8'))}"
+    text = Path(install.__file__).read_text(encoding="utf-8")
+    return f"exec {sh_path(python)} -I -S -c {shlex.quote(text)}"
 
 
 def sh_path(path: str) -> str:

@@ -1,4 +1,6 @@
-"""What a backend can do with jobs. One per kind of place: `host` (this computer and ssh nodes); schedulers come beside it."""
+"""What a backend can do with jobs. One per kind of place: `host` (this computer and ssh nodes); schedulers
+come beside it.
+"""
 from __future__ import annotations
 
 import atexit
@@ -12,12 +14,14 @@ from cluster.spec import JobSpec, PythonEnv
 
 
 class Backend(Protocol):
-    """Every method is one question to the node. All raise ClusterError, whose exit code is that of the command."""
+    """Every method is one question to the node. All raise ClusterError, whose exit code is that of the
+    command.
+    """
 
     node: Node
 
-    def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (), python: PythonEnv | None = None,
-                cwd: str | None = None) -> Answer:
+    def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
+                python: PythonEnv | None = None, cwd: str | None = None) -> Answer:
         """Whether the node could take a job, and what it sees. Nothing is started."""
 
     def render(self, spec: JobSpec) -> list[list[str]]:
@@ -25,7 +29,8 @@ class Backend(Protocol):
 
     def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
                code: Payload = b"") -> Answer:
-        """Start a job -> {id, run_dir, pid, attempt}. `code` is the packed snapshot when the node does not have it.
+        """Start a job -> {id, run_dir, pid, attempt}. `code` is the packed snapshot when the node does not
+        have it.
 
         The same spec again (the same token) is the same job.
         """
@@ -33,7 +38,8 @@ class Backend(Protocol):
     def find(self, token: str) -> Answer:
         """-> {run_dir, id} of the job that a submit with this token became; both None when it became none."""
 
-    def status(self, run_dirs: Sequence[str] | None, active_only: bool = False, timeout_s: float | None = None) -> Answer:
+    def status(self, run_dirs: Sequence[str] | None, active_only: bool = False,
+               timeout_s: float | None = None) -> Answer:
         """The views of these jobs, or (None) of every job of the workdir."""
 
     def show(self, run_dir: str) -> Answer:
@@ -53,8 +59,9 @@ class Backend(Protocol):
     def logs(self, run_dir: str, *, ranks: str | Sequence[int] = "0", attempts: str | int = "last",
              lines: int | None = None, follow: bool = False, offsets: Mapping[str, int] | None = None,
              grep: str | None = None) -> Iterator[Frame]:
-        """The frames of a job's logs; close it to stop. Raises Unreachable when the link breaks: go on with the
-        offsets that were seen (`next` of each frame)."""
+        """The frames of a job's logs; close it to stop. Raises Unreachable when the link breaks: go on with
+        the offsets that were seen (`next` of each frame).
+        """
 
     def close(self) -> None:
         """Give back the connection."""

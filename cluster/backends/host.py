@@ -1,4 +1,6 @@
-"""Jobs on one machine: this computer, or one that ssh reaches. The supervisor there does the work; these are questions."""
+"""Jobs on one machine: this computer, or one that ssh reaches. The supervisor there does the work; these are
+questions.
+"""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,11 +18,11 @@ class HostBackend:
         self.node = node
         self._shell = shell or shell_for(node)
 
-    def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (), python: PythonEnv | None = None,
-                cwd: str | None = None) -> Answer:
+    def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
+                python: PythonEnv | None = None, cwd: str | None = None) -> Answer:
         return self._shell.ask({
-            "op": "prepare", "workdir": self.node.workdir, "code_digest": code_digest, "stat": list(stat), "cwd": cwd,
-            "need_python": asdict(python or self.node.python)})
+            "op": "prepare", "workdir": self.node.workdir, "code_digest": code_digest, "stat": list(stat),
+            "cwd": cwd, "need_python": asdict(python or self.node.python)})
 
     def render(self, spec: JobSpec) -> list[list[str]]:
         from cluster.node import torchrun
@@ -28,18 +30,19 @@ class HostBackend:
         argv = torchrun.program(spec, python_word(spec.python), config)
         if spec.kind != "torchrun":
             return [argv]
-        return [["torchrun", "--standalone", f"--nproc-per-node={spec.ranks}", "--max-restarts=0", "--no-python", "--",
-                 *argv]]
+        return [["torchrun", "--standalone", f"--nproc-per-node={spec.ranks}", "--max-restarts=0",
+                 "--no-python", "--", *argv]]
 
     def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
                code: Payload = b"") -> Answer:
-        return self._shell.ask({"op": "submit", "workdir": self.node.workdir, "spec": asdict(spec), "config": config,
-                                "secrets": dict(secrets)}, code)
+        return self._shell.ask({"op": "submit", "workdir": self.node.workdir, "spec": asdict(spec),
+                                "config": config, "secrets": dict(secrets)}, code)
 
     def find(self, token: str) -> Answer:
         return self._shell.ask({"op": "find", "workdir": self.node.workdir, "token": token})
 
-    def status(self, run_dirs: Sequence[str] | None, active_only: bool = False, timeout_s: float | None = None) -> Answer:
+    def status(self, run_dirs: Sequence[str] | None, active_only: bool = False,
+               timeout_s: float | None = None) -> Answer:
         return self._shell.ask({"op": "status", "workdir": self.node.workdir, "active_only": active_only,
                                 "jobs": None if run_dirs is None else list(run_dirs)}, timeout_s=timeout_s)
 
@@ -64,7 +67,8 @@ class HostBackend:
              grep: str | None = None) -> Iterator[Frame]:
         return self._shell.stream({
             "op": "logs", "run_dir": run_dir, "ranks": ranks if isinstance(ranks, str) else list(ranks),
-            "attempts": attempts, "lines": lines, "follow": follow, "offsets": dict(offsets or {}), "grep": grep})
+            "attempts": attempts, "lines": lines, "follow": follow, "offsets": dict(offsets or {}),
+            "grep": grep})
 
     def close(self) -> None:
         self._shell.close()
@@ -84,4 +88,5 @@ def shell_for(node: Node) -> Shell:
 
 def python_word(python: PythonEnv) -> str:
     """The interpreter of an environment as a person would type it once that is activated."""
-    return {"python": python.value, "venv": f"{python.value}/bin/python", "conda": "python"}.get(python.kind, "python3")
+    words = {"python": python.value, "venv": f"{python.value}/bin/python", "conda": "python"}
+    return words.get(python.kind, "python3")

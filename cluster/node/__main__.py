@@ -1,7 +1,7 @@
 """The agent's command line. Clients and supervisors use it; a person never has to.
 
-    answer                   one request on stdin (a JSON line, then its payload) -> mark, JSON, mark on stdout
-    stream                   one request on stdin -> mark, newline, frames on stdout until the end
+    answer MARK              a request on stdin (a JSON line, then its payload) -> mark, JSON, mark on stdout
+    stream MARK              a request on stdin -> mark, newline, frames on stdout until the end
     supervise RUN_DIR --by   the supervisor of one job; prints its pid and goes on detached
     rank …                   becomes one process of a job
 """
@@ -36,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _answer(mark: str) -> int:
-    """What a login shell prints before is cut off by the marks; the newlines while it works keep the client patient."""
+    """What a login shell prints before is cut off by the marks; the newlines while it works keep the client
+    patient.
+    """
     from cluster.node import agent
     working = threading.Event()
     patience = threading.Thread(target=_keep_alive, args=(working,), daemon=True)
@@ -47,7 +49,8 @@ def _answer(mark: str) -> int:
     except Exception as error:  # the client cannot see a traceback: it gets the name, the words and the place
         import traceback
         where = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"launch's agent failed: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        what = f"launch's agent failed: {type(error).__name__}: {error} ({place})"
         given = {"error": {"exit_code": 1, "what": what, "hint": None}}
     working.set()
     patience.join()
@@ -80,7 +83,8 @@ def read_request(stdin: BinaryIO) -> dict[str, Any]:
 
 
 class Payload(io.RawIOBase):
-    """The next `size` bytes of a stream, as a file of their own. Raises EOFError when the stream ends before."""
+    """The next `size` bytes of a stream, as a file of their own. Raises EOFError when the stream ends before.
+    """
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream, self._left = stream, size

@@ -1,4 +1,6 @@
-"""Answers the questions of clients. Short-lived: one question, one answer; the truth is in the run directories."""
+"""Answers the questions of clients. Short-lived: one question, one answer; the truth is in the run
+directories.
+"""
 from __future__ import annotations
 
 import importlib
@@ -25,7 +27,9 @@ _OPS = {
 
 
 def answer(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
-    """The answer to one request. A failure that is a person's or the machine's is an `error` object, never an exception."""
+    """The answer to one request. A failure that is a person's or the machine's is an `error` object, never an
+    exception.
+    """
     if request.get("op") not in _OPS:
         return failure(Unusable(f"this agent knows no question {request.get('op')!r}"))
     module, function = _OPS[request["op"]]
@@ -43,7 +47,9 @@ def failure(error: ClusterError) -> dict[str, Any]:
 
 
 def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
-    """What a submit must know before it packs: room, Python, GPUs, and which of the client's files are seen here too."""
+    """What a submit must know before it packs: room, Python, GPUs, and which of the client's files are seen
+    here too.
+    """
     workdir = checked_workdir(request["workdir"])
     room = os.statvfs(workdir)
     digest = request.get("code_digest")
@@ -62,7 +68,8 @@ def checked_workdir(given: str) -> Path:
     """The workdir as an absolute path, made when it is not there. Raises Refused: it cannot take a job."""
     workdir = Path(given).expanduser()
     if not workdir.is_absolute():
-        raise Unusable(f"workdir {given!r} is not an absolute path", hint="correct `workdir:` in cluster.yaml")
+        raise Unusable(f"workdir {given!r} is not an absolute path",
+                       hint="correct `workdir:` in cluster.yaml")
     import tempfile  # a status does without
     try:
         for directory, mode in ((workdir, 0o777), (workdir / ".launch", 0o700), (workdir / "runs", 0o777)):
@@ -73,7 +80,8 @@ def checked_workdir(given: str) -> Path:
         raise Refused(*_words(error, f"the workdir {workdir} cannot take a job")) from None
     if room.f_bavail * room.f_frsize < FREE_BYTES:
         raise Refused(f"{workdir}: {room.f_bavail * room.f_frsize / 1e6:.0f} MB free, a job needs "
-                      f"{FREE_BYTES / 1e6:.0f} MB", hint="free some space, or set another `workdir:` in cluster.yaml")
+                      f"{FREE_BYTES / 1e6:.0f} MB",
+                      hint="free some space, or set another `workdir:` in cluster.yaml")
     if room.f_files and room.f_favail < FREE_INODES:  # btrfs counts none
         raise Refused(f"{workdir}: {room.f_favail} inodes free, a job needs {FREE_INODES}",
                       hint="remove small files there, or set another `workdir:` in cluster.yaml")
@@ -104,8 +112,8 @@ def _gpus() -> list[dict[str, Any]]:
     from cluster.node import gpus
     if not gpus.has_driver():
         return []
-    return [{"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name, "memory_mb": gpu.memory_mb, "used_mb": gpu.used_mb}
-            for gpu in gpus.list_gpus()]
+    return [{"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name, "memory_mb": gpu.memory_mb,
+             "used_mb": gpu.used_mb} for gpu in gpus.list_gpus()]
 
 
 def _cwd_problem(cwd: str | None) -> dict[str, Any] | None:
@@ -115,7 +123,9 @@ def _cwd_problem(cwd: str | None) -> dict[str, Any] | None:
 
 
 def _env_problem(asked: dict[str, Any]) -> dict[str, Any] | None:
-    """Why the environment of the jobs cannot be used here. Only looked at, not activated: that takes conda seconds."""
+    """Why the environment of the jobs cannot be used here. Only looked at, not activated: that takes conda
+    seconds.
+    """
     from cluster.node import environment
     from cluster.spec import PythonEnv
     python = PythonEnv(**asked)

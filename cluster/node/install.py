@@ -1,7 +1,9 @@
-"""Puts the carried zip on a node, unpacked: `<workdir>/.launch/agent/<digest>/`, which `python -I <that>` then runs.
+"""Puts the carried zip on a node, unpacked: `<workdir>/.launch/agent/<digest>/`, which `python -I <that>`
+then runs.
 
-This file runs as `python -c <its text>` on a node that has nothing of launch yet, so it imports the standard library
-alone and nothing of ours. Unpacked, because Python keeps compiled files beside sources but never inside a zip.
+This file runs as `python -c <its text>` on a node that has nothing of launch yet, so it imports the standard
+library alone and nothing of ours. Unpacked, because Python keeps compiled files beside sources but never
+inside a zip.
 """
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ def install(directory: str, agent: bytes) -> None:
         os.rename(aside, directory)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # else another client was faster: the same content
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # else another client was faster: same content
             raise
 
 

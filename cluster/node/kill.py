@@ -47,7 +47,8 @@ def refuse_foreign(run: RunDir, view: dict[str, Any]) -> None:
     attempts = run.attempts()
     if attempts and view["state"] not in ENDED_WORDS and process.heard(attempts[-1]) is None:
         host = (process.read_heartbeat(attempts[-1]) or {}).get("hostname")
-        raise Refused(f"{view['id']} runs on {host}, this is {process.hostname()}", hint=f"ask the node {host} for it")
+        raise Refused(f"{view['id']} runs on {host}, this is {process.hostname()}",
+                      hint=f"ask the node {host} for it")
 
 
 def supervisor_of(run: RunDir) -> tuple[int, int] | None:
@@ -89,8 +90,9 @@ def _await_end(run: RunDir, grace_s: float | None) -> dict[str, Any]:
             return view
         grace = view["grace_s"] if view["grace_s"] is not None else GRACE_S if grace_s is None else grace_s
         if time.monotonic() > begun + grace + MARGIN_S:
-            raise NodeFailure(f"{view['id']} has not ended {time.monotonic() - begun:.0f} s after it was asked to "
-                              f"({view['state']})", hint="launch kill --now, then launch logs --rank all")
+            late_s = time.monotonic() - begun
+            raise NodeFailure(f"{view['id']} is {view['state']} {late_s:.0f} s after it was asked to end",
+                              hint="launch kill --now, then launch logs --rank all")
         time.sleep(_POLL_S)
 
 
@@ -114,5 +116,6 @@ def _survivors(run: RunDir, left: list[process.Proc]) -> list[dict[str, Any]]:
     attempts = run.attempts()
     events, _ = read_journal(attempts[-1].journal) if attempts else ([], 0)
     named = [pid for event in events if isinstance(event, AttemptEnded) for pid in event.survivors]
-    pids = dict.fromkeys([*(one.pid for one in left), *(pid for pid in named if process.start_time(pid) is not None)])
+    alive = [pid for pid in named if process.start_time(pid) is not None]
+    pids = dict.fromkeys([*(one.pid for one in left), *alive])
     return [{"pid": pid, "cmd": " ".join(process.command_of(pid))} for pid in pids]

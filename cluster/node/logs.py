@@ -1,4 +1,5 @@
-"""The logs of a job as frames: exact bytes, by byte offsets, every rank, across attempts, also while they are written.
+"""The logs of a job as frames: exact bytes, by byte offsets, every rank, across attempts, also while they are
+written.
 
 A frame is one JSON line, and after it the bytes it announces:
 
@@ -42,7 +43,7 @@ Frame = tuple[dict[str, Any], bytes]
 Wait = Callable[[float, Sequence[int]], bool]
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------------
+# --- what is asked ------------------------------------------------------------------------------------------
 
 class _Log:
     """One log file and how far it was sent."""
@@ -51,8 +52,9 @@ class _Log:
         self.path, self.name, self.offset = path, name, offset
 
     def read(self, limit: int, pattern: re.Pattern[bytes] | None, whole: bool) -> Frame | None:
-        """The next frame below byte `limit`; None: there is nothing (with a pattern: no complete line, unless `whole`
-        says that the rest is all there will be)."""
+        """The next frame below byte `limit`; None: there is nothing (with a pattern: no complete line, unless
+        `whole` says that the rest is all there will be).
+        """
         want = min(BLOCK, limit - self.offset)
         if want <= 0:
             return None
@@ -114,11 +116,13 @@ class _Selection:
 
     def ended(self, view: dict[str, Any]) -> bool:
         """Whether nothing can be added any more."""
-        newer = isinstance(self._attempts, int) and any(one.number > self._attempts for one in self._run.attempts())
+        attempts = self._run.attempts()
+        newer = isinstance(self._attempts, int) and any(one.number > self._attempts for one in attempts)
         return newer or view["state"] in ENDED_WORDS
 
     def check(self, view: dict[str, Any]) -> None:
-        """Raises Unusable when nothing was found although there are logs: a rank or an attempt that never was.
+        """Raises Unusable when nothing was found although there are logs: a rank or an attempt that never
+        was.
 
         No rank at all is what a client asks for that only waits for the end.
         """
@@ -128,7 +132,8 @@ class _Selection:
             raise Unusable(f"{view['id']} was started by hand: its output went where it was started")
         attempts = self._run.attempts()
         if isinstance(self._attempts, int) and all(one.number != self._attempts for one in attempts):
-            raise Unusable(f"{view['id']} has no attempt {self._attempts}", hint=f"it has {len(attempts)}, from 0 on")
+            raise Unusable(f"{view['id']} has no attempt {self._attempts}",
+                           hint=f"it has {len(attempts)}, from 0 on")
         self._ranks, asked = "all", self._ranks
         if there := sorted({rank for attempt in self._wanted() for rank in self._ranks_of(attempt)}):
             raise Unusable(f"{view['id']} has no log of rank {asked}",
@@ -156,7 +161,9 @@ class _Selection:
         return [rank for rank in there if rank in wanted]
 
     def _keep_last(self, lines: int) -> None:
-        """Let each rank begin so that `lines` lines of it are left, over its attempts from the newest backwards."""
+        """Let each rank begin so that `lines` lines of it are left, over its attempts from the newest
+        backwards.
+        """
         left: dict[str, int] = {}
         for log in reversed(self._logs.values()):
             rank = log.name.partition("/")[2]
@@ -165,7 +172,9 @@ class _Selection:
 
 
 def _last_lines(log: _Log, wanted: int) -> tuple[int, int]:
-    """Where the last `wanted` lines of a file begin, read backwards block by block -> (offset, lines behind it)."""
+    """Where the last `wanted` lines of a file begin, read backwards block by block -> (offset, lines behind
+    it).
+    """
     size = log.size()
     if wanted <= 0 or size == 0:
         return size, 0
@@ -186,12 +195,14 @@ def _last_lines(log: _Log, wanted: int) -> tuple[int, int]:
     return 0, found
 
 
-# --- the frames -------------------------------------------------------------------------------------------------------
+# --- the frames ---------------------------------------------------------------------------------------------
 
 def frames(request: dict[str, Any], wait: Wait) -> Iterator[Frame]:
-    """What the request asks for, then (with `follow`) what is added until the job has ended and everything was sent.
+    """What the request asks for, then (with `follow`) what is added until the job has ended and everything
+    was sent.
 
-    The state is read first and the files are drained after it, so that the tail is never missed. Raises ClusterError.
+    The state is read first and the files are drained after it, so that the tail is never missed. Raises
+    ClusterError.
     """
     run = RunDir(Path(request["run_dir"]))
     pattern = _compiled(request.get("grep"))
@@ -222,19 +233,23 @@ def frames(request: dict[str, Any], wait: Wait) -> Iterator[Frame]:
             elif now - spoke >= KEEPALIVE_S:
                 spoke = now
                 yield {"keepalive": time.time()}, b""
-            if not wait(watch.patience_s, watch.descriptors) or not wait(looked + _REST_S - time.monotonic(), ()):
+            if not wait(watch.patience_s, watch.descriptors):
+                return
+            if not wait(looked + _REST_S - time.monotonic(), ()):
                 return
     finally:
         watch.close()
 
 
 class _Watch:
-    """The view of a job, read again only when something says that it changed: a journal, the supervisor, an attempt."""
+    """The view of a job, read again only when something says that it changed: a journal, the supervisor, an
+    attempt.
+    """
 
     def __init__(self, run: RunDir, follow: bool) -> None:
         self._run = run
         self._pid: int | None = None
-        self._supervisor: int | None = None  # a pidfd: readable when the supervisor ends, which is when the job has
+        self._supervisor: int | None = None  # a pidfd: readable when it ends, which is when the job has ended
         self._changes = _changes() if follow else None
         self._seen = self._signs()
         self._read_at = time.monotonic()
@@ -248,7 +263,9 @@ class _Watch:
 
     @property
     def patience_s(self) -> float:
-        """What a living supervisor of this host and its job write, inotify tells; nothing else is sure to be told."""
+        """What a living supervisor of this host and its job write, inotify tells; nothing else is sure to be
+        told.
+        """
         return _STATE_S if len(self.descriptors) == 2 else _LOOK_S
 
     def look(self) -> dict[str, Any]:
@@ -315,7 +332,7 @@ def _compiled(grep: str | None) -> re.Pattern[bytes] | None:
         raise Unusable(f"--grep {grep!r} is no regular expression: {error}") from None
 
 
-# --- two ways to be read ----------------------------------------------------------------------------------------------
+# --- two ways to be read ------------------------------------------------------------------------------------
 
 def sleep(seconds: float, descriptors: Sequence[int]) -> bool:
     """For a reader in the same process, who just stops reading."""

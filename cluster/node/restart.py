@@ -51,7 +51,8 @@ def _change(request: dict[str, Any], view: dict[str, Any]) -> control.Restart:
     if request.get("spec") is not None:
         spec = dataclasses.replace(read_spec(request["spec"]), id=view["id"], token=view["token"])
         text, digest = spec.to_json().decode(), spec.code.digest
-    return control.Restart(request["by"], time.time(), request.get("grace_s"), text, request.get("config"), digest)
+    return control.Restart(request["by"], time.time(), request.get("grace_s"), text, request.get("config"),
+                           digest)
 
 
 @contextmanager
@@ -60,28 +61,34 @@ def _one_at_a_time(run: RunDir, name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Refused(f"{name} is being restarted by somebody else", hint=f"see it with: launch status {name}") from None
+            raise Refused(f"{name} is being restarted by somebody else",
+                          hint=f"see it with: launch status {name}") from None
         yield
 
 
 def _by_supervisor(run: RunDir, attempt: AttemptDir, change: control.Restart, name: str) -> bool:
-    """Ask the living supervisor and wait until the next attempt has begun; False when it ended before it saw that."""
+    """Ask the living supervisor and wait until the next attempt has begun; False when it ended before it saw
+    that.
+    """
     asked = time.monotonic()
     if not control.ask(run, change):
-        raise Refused(f"a restart of {name} was asked before and is under way", hint=f"see it with: launch status {name}")
+        raise Refused(f"a restart of {name} was asked before and is under way",
+                      hint=f"see it with: launch status {name}")
     ring(run)
     while not begun(attempt):
         if supervisor_of(run) is None and not begun(attempt):
             return False
         grace_s = read_view(run)["grace_s"] or change.grace_s or GRACE_S
         if time.monotonic() > asked + grace_s + PREPARE_S:
-            raise NodeFailure(f"{name} has not started again {time.monotonic() - asked:.0f} s after it was asked to",
+            late_s = time.monotonic() - asked
+            raise NodeFailure(f"{name} has not started again {late_s:.0f} s after it was asked to",
                               hint=f"see it with: launch status {name}")
         time.sleep(_POLL_S)
     return True
 
 
-def _by_new_supervisor(run: RunDir, attempt: AttemptDir, change: control.Restart, request: dict[str, Any]) -> None:
+def _by_new_supervisor(run: RunDir, attempt: AttemptDir, change: control.Restart,
+                       request: dict[str, Any]) -> None:
     deadline = time.monotonic() + START_S
     while supervisor_of(run):  # it has written the ending and is about to leave
         if time.monotonic() > deadline:
@@ -89,8 +96,9 @@ def _by_new_supervisor(run: RunDir, attempt: AttemptDir, change: control.Restart
                               hint="see logs/supervisor.log of its last attempt")
         time.sleep(_POLL_S)
     if left := end_leftovers(run, read_view(run), change.grace_s):
-        raise NodeFailure(f"processes of the last attempt cannot be ended: {', '.join(str(one.pid) for one in left)}",
-                          hint="they hang in the kernel (a dead file system or driver); restart when they are gone")
+        pids = ", ".join(str(one.pid) for one in left)
+        raise NodeFailure(f"processes of the last attempt cannot be ended: {pids}",
+                          hint="they hang in the kernel: a dead file system or driver; restart afterwards")
     control.install(run, change)
     control.install_code(run, change.code_digest)
     start_supervisor(run, "restart", agent_of(request), attempt.number)

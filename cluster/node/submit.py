@@ -28,10 +28,11 @@ _POLL_S = 0.005
 _NAMES = 100  # ids tried when one is taken
 
 
-# --- questions --------------------------------------------------------------------------------------------------------
+# --- questions ----------------------------------------------------------------------------------------------
 
 def submit(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
-    """Make the run directory, start its supervisor and wait until that lives -> {id, run_dir, pid, attempt}."""
+    """Make the run directory, start its supervisor and wait until that lives -> {id, run_dir, pid, attempt}.
+    """
     spec = read_spec(request["spec"])
     workdir = checked_workdir(request["workdir"])
     with _token(workdir, spec.token) as intent:
@@ -67,7 +68,8 @@ def read_spec(given: dict[str, Any] | str) -> JobSpec:
     try:
         return JobSpec.from_json(json.dumps(given).encode() if isinstance(given, dict) else given.encode())
     except BadSpec as error:
-        raise Unusable(f"the job cannot be read: {error}", hint="client and node run different versions") from None
+        raise Unusable(f"the job cannot be read: {error}",
+                       hint="client and node run different versions") from None
 
 
 def _job(run: RunDir) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _job(run: RunDir) -> dict[str, Any]:
             "attempt": attempts[-1].number if attempts else 0}
 
 
-# --- one token, one job -----------------------------------------------------------------------------------------------
+# --- one token, one job -------------------------------------------------------------------------------------
 
 def _intent_path(workdir: Path, token: str) -> Path:
     if not token or "/" in token or token.startswith("."):
@@ -87,7 +89,9 @@ def _intent_path(workdir: Path, token: str) -> Path:
 
 @contextmanager
 def _token(workdir: Path, token: str) -> Iterator[IO[str]]:
-    """The file that says which job `token` became, locked: the same submit sent twice waits for the first one."""
+    """The file that says which job `token` became, locked: the same submit sent twice waits for the first
+    one.
+    """
     path = _intent_path(workdir, token)
     path.parent.mkdir(exist_ok=True)
     while True:
@@ -105,7 +109,9 @@ def _token(workdir: Path, token: str) -> Iterator[IO[str]]:
 
 
 def _earlier(workdir: Path, intent: IO[str], token: str) -> RunDir | None:
-    """The job of an earlier submit with this token. What one left that was cut off before its supervisor lived goes."""
+    """The job of an earlier submit with this token. What one left that was cut off before its supervisor
+    lived goes.
+    """
     name = intent.read().strip()
     if not name:
         return None
@@ -149,7 +155,7 @@ def _fill(run: RunDir, spec: JobSpec, config: str | None, snapshot: Path | None)
     write_atomically(run.spec, spec.to_json())
 
 
-# --- code -------------------------------------------------------------------------------------------------------------
+# --- code ---------------------------------------------------------------------------------------------------
 
 def unpack_code(workdir: Path, digest: str | None, payload: BinaryIO, size: int) -> Path | None:
     """The snapshot `digest` of this workdir, unpacked from `payload` when it is not there yet.
@@ -165,6 +171,7 @@ def unpack_code(workdir: Path, digest: str | None, payload: BinaryIO, size: int)
         raise NodeFailure(f"the code {digest[:12]} is not on this node any more", hint="submit again")
     target.parent.mkdir(exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
+    aside.chmod(0o755)  # a copy of it becomes code/; who may see that, the run directory says
     try:
         with tarfile.open(fileobj=payload, mode="r|*") as archive:
             _extract(archive, aside)
@@ -202,7 +209,7 @@ def _extract(archive: tarfile.TarFile, into: Path) -> None:
             raise NodeFailure(f"the code holds what is neither file, directory nor link: {member.name!r}")
 
 
-# --- the supervisor ---------------------------------------------------------------------------------------------------
+# --- the supervisor -----------------------------------------------------------------------------------------
 
 def start_supervisor(run: RunDir, by: str, agent: list[str], number: int) -> int:
     """Start the supervisor of `run` detached and wait until attempt `number` has begun -> its pid.
@@ -213,9 +220,9 @@ def start_supervisor(run: RunDir, by: str, agent: list[str], number: int) -> int
     errors = run.path / "supervisor.err"
     with open(errors, "ab") as log:
         done = subprocess.run(
-            [*agent, "supervise", str(run.path), "--by", by], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=log, cwd="/", env=environment.clean(os.environ), start_new_session=True,
-            umask=0o027 if group else 0o077)
+            [*agent, "supervise", str(run.path), "--by", by], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=log, cwd="/", env=environment.clean(os.environ),
+            start_new_session=True, umask=0o027 if group else 0o077)
     if done.returncode:
         raise NodeFailure(f"the supervisor could not be started: {_last_words(errors)}")
     pid = int(done.stdout)
@@ -234,7 +241,9 @@ def start_supervisor(run: RunDir, by: str, agent: list[str], number: int) -> int
 
 
 def agent_of(request: dict[str, Any]) -> list[str]:
-    """The command line of the agent: a client that calls these functions itself names one, else it is this program."""
+    """The command line of the agent: a client that calls these functions itself names one, else it is this
+    program.
+    """
     return request.get("agent") or process.agent_command()
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.contract import (
-    AttemptDir, BadCheckpoint, RunDir, list_checkpoints, merged_metrics, parse_checkpoint_name, read_json_lines,
-    read_manifest)
+    AttemptDir, BadCheckpoint, RunDir, list_checkpoints, merged_metrics, parse_checkpoint_name,
+    read_json_lines, read_manifest)
 from cluster.errors import NodeFailure, Unusable
 from cluster.events import AttemptEnded, AttemptStarted, Event, Launched, Reason, encode
 from cluster.journal import read_events, read_journal
@@ -29,7 +29,7 @@ class BrokenRun(Exception):
     """A directory below runs/ that cannot be read as a job; the message says why."""
 
 
-# --- questions --------------------------------------------------------------------------------------------------------
+# --- questions ----------------------------------------------------------------------------------------------
 
 def status(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     """Every job asked for (or every one of the workdir), and what is there but cannot be read."""
@@ -76,9 +76,12 @@ def metrics(request: dict[str, Any], _payload: object) -> dict[str, Any]:
 
 
 def read_view(run: RunDir) -> dict[str, Any]:
-    """`view_of` for one job that a person named. Raises Unusable: there is none; NodeFailure: it cannot be read."""
+    """`view_of` for one job that a person named. Raises Unusable: there is none; NodeFailure: it cannot be
+    read.
+    """
     if not run.path.is_dir():
-        raise Unusable(f"there is no run directory {run.path}", hint="launch status --rescan forgets what is gone")
+        raise Unusable(f"there is no run directory {run.path}",
+                       hint="launch status --rescan forgets what is gone")
     try:
         return view_of(run)
     except BrokenRun as error:
@@ -87,10 +90,11 @@ def read_view(run: RunDir) -> dict[str, Any]:
 
 def newest_heartbeat(run: RunDir) -> dict[str, Any] | None:
     """Of the newest attempt that has one: between two attempts that is the one before."""
-    return next((beat for attempt in reversed(run.attempts()) if (beat := process.read_heartbeat(attempt))), None)
+    beats = (process.read_heartbeat(attempt) for attempt in reversed(run.attempts()))
+    return next((beat for beat in beats if beat), None)
 
 
-# --- one job ----------------------------------------------------------------------------------------------------------
+# --- one job ------------------------------------------------------------------------------------------------
 
 def view_of(run: RunDir) -> dict[str, Any]:
     """The VIEW of a job. Raises BrokenRun."""
@@ -118,8 +122,8 @@ def _supervised(run: RunDir, spec: dict[str, Any]) -> dict[str, Any]:
     starts = [event for event in events if isinstance(event, AttemptStarted)]
     launches = [event for event in events if isinstance(event, Launched)]
     return {
-        "id": spec["id"], "name": spec["name"], "stage": spec["stage"], "node": spec["node"], "backend": "host",
-        "token": spec["token"], "run_dir": str(run.path), "by_hand": False, "submitted_at": spec["submitted_at"],
+        **{key: spec[key] for key in ("id", "name", "stage", "node", "token", "submitted_at")},
+        "backend": "host", "run_dir": str(run.path), "by_hand": False,
         **_state_facts(status),
         **{key: beat.get(key) for key in _HEARTBEAT_KEYS},
         "gpus": list(launches[-1].gpus) if launches else [],
@@ -158,10 +162,12 @@ def _state_facts(status: Status) -> dict[str, Any]:
 
 
 def _checkpoint_step(run: RunDir, status: Status, events: list[Event]) -> int | None:
-    """The newest step a restart could begin at: what the last ending verified, else what is finished on disk."""
+    """The newest step a restart could begin at: what the last ending verified, else what is finished on disk.
+    """
     if isinstance(status, Ended | Restarting):
-        return next((event.checkpoint_step for event in reversed(events) if isinstance(event, AttemptEnded)), None)
-    from cluster.node.resume import counting_checkpoints  # loads much that a question about ended jobs never needs
+        endings = (event for event in reversed(events) if isinstance(event, AttemptEnded))
+        return next((event.checkpoint_step for event in endings), None)
+    from cluster.node.resume import counting_checkpoints  # loads much that ended jobs never need
     for path in counting_checkpoints(run, 1 + (status_attempt(status) or 0)):
         try:
             return read_manifest(path).step
@@ -180,20 +186,22 @@ def _by_hand(run: RunDir) -> dict[str, Any]:
     last = lines[-1] if lines else {}
     written = newest.metrics.stat().st_mtime
     started = next(read_json_lines(attempts[0].metrics), {}).get("t")
-    step, total = last.get("step"), last.get("total")
+    named = [parse_checkpoint_name(path.name) for path in list_checkpoints(run.checkpoints)]
     return {
         "id": run.path.name, "name": None, "stage": run.path.name.partition("-by-hand-")[0], "node": None,
         "backend": "host", "token": None, "run_dir": str(run.path), "by_hand": True, "submitted_at": started,
         **_state_facts(_by_hand_status(newest.number, last, written)),
-        "step": step, "total": total, "loss": next((one["loss"] for one in reversed(lines) if "loss" in one), None),
-        "it_s": None, "eta_s": None, "peak_rss_mb": None, "gpus": [], "heard_at": written, "started_at": started,
-        "resume_step": None,
-        "checkpoint_step": next((parse_checkpoint_name(path.name)[0] for path in list_checkpoints(run.checkpoints)), None),
+        "step": last.get("step"), "total": last.get("total"),
+        "loss": next((one["loss"] for one in reversed(lines) if "loss" in one), None),
+        "it_s": None, "eta_s": None, "peak_rss_mb": None, "gpus": [], "heard_at": written,
+        "started_at": started, "resume_step": None,
+        "checkpoint_step": named[0][0] if named and named[0] else None,
     }
 
 
 def _by_hand_status(attempt: int, last: dict[str, Any], written: float) -> Status:
-    if last.get("event") == "stopped" or (last.get("total") is not None and last.get("step") == last.get("total")):
+    whole = last.get("total") is not None and last.get("step") == last.get("total")
+    if whole or last.get("event") == "stopped":
         return Completed(written, attempt, Reason.DONE, "started by hand")
     if time.time() - written > BY_HAND_QUIET_S:
         return Failed(written, attempt, Reason.BAD_EXIT, "started by hand; nothing written since then")
@@ -214,7 +222,7 @@ def _tail(path: Path) -> list[dict[str, Any]]:
     return [line for line in found if isinstance(line, dict)]
 
 
-# --- parts of `show` --------------------------------------------------------------------------------------------------
+# --- parts of `show` ----------------------------------------------------------------------------------------
 
 def _attempt_facts(attempt: AttemptDir) -> dict[str, Any]:
     events, _ = read_journal(attempt.journal)
@@ -226,7 +234,8 @@ def _attempt_facts(attempt: AttemptDir) -> dict[str, Any]:
         "n": attempt.number, "started_at": start.t if start else None, "ended_at": end.t if end else None,
         "reason": end.reason.value if end else None, "detail": end.detail if end else "",
         "resume": start.resume if start else None, "resume_step": start.resume_step if start else None,
-        "step": end.step if end else beat.get("step"), "checkpoint_step": end.checkpoint_step if end else None,
+        "step": end.step if end else beat.get("step"),
+        "checkpoint_step": end.checkpoint_step if end else None,
         "gpus": list(launched.gpus) if launched else [], "env": _env(attempt),
     }
 
@@ -239,14 +248,16 @@ def _env(attempt: AttemptDir) -> dict[str, Any] | None:
 
 
 def _checkpoint_facts(path: Path) -> dict[str, Any]:
-    """verified: False when a file is missing or has another size; None when the sizes are right (hashes are checked
-    by the supervisor, before anything resumes from it)."""
+    """verified: False when a file is missing or has another size; None when the sizes are right (hashes are
+    checked by the supervisor, before anything resumes from it).
+    """
     step, attempt = parse_checkpoint_name(path.name) or (0, 0)
     facts: dict[str, Any] = {"name": path.name, "step": step, "attempt": attempt, "verified": None, "why": ""}
     try:
         for name, expected in read_manifest(path).files.items():
             if (size := (path / name).stat().st_size) != expected["size"]:
-                return facts | {"verified": False, "why": f"{name}: {size} bytes, the manifest says {expected['size']}"}
+                why = f"{name}: {size} bytes, the manifest says {expected['size']}"
+                return facts | {"verified": False, "why": why}
     except BadCheckpoint as error:
         return facts | {"verified": False, "why": str(error)}
     except OSError as error:
@@ -260,7 +271,8 @@ def _asked_for(request: dict[str, Any]) -> list[Path]:
     runs = Path(request["workdir"]).expanduser() / "runs"
     try:
         with os.scandir(runs) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            return sorted(Path(entry.path) for entry in visible if entry.is_dir())
     except FileNotFoundError:
         return []
 

@@ -5,9 +5,9 @@ import io
 import json
 import os
 import signal
-import tarfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from cluster.errors import ClusterError, NodeFailure, Refused, Unusable
 from cluster.inventory import Node, local_node
 from cluster.node import agent, process, submit
 from cluster.spec import CodeRef, RestartPolicy
-from tests.cluster.jobs import DONE, LAUNCHED, STARTED, command, past_run
+from tests.cluster.jobs import DONE, LAUNCHED, STARTED, archive, command, past_run
 from tests.helpers import wait_until
 
 AWKWARD = ["a b", "it's", 'say "x"', "$HOME;ls|cat", "line\nbreak", "생쥐", "", "-n", "*"]
-SHOW_ARGUMENTS = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['A_B'], os.environ['LAUNCH_JOB_ID']]))"
+SHOW_ARGUMENTS = """
+import json, os, sys
+print(json.dumps([sys.argv[1:], os.environ["A_B"], os.environ["LAUNCH_JOB_ID"]]))
+"""
 
 
 def written(backend: Backend, run_dir: str, **how: Any) -> bytes:
@@ -39,19 +42,12 @@ def state(backend: Backend, run_dir: str) -> str:
     return backend.status([run_dir])["jobs"][0]["state"]
 
 
-def archive(*members: tuple[str, bytes | None, str]) -> bytes:
-    """A tar.gz of (name, content or None for a link, link target)."""
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w:gz") as tar:
-        for name, content, target in members:
-            info = tarfile.TarInfo(name)
-            if content is None:
-                info.type, info.linkname = tarfile.SYMTYPE, target
-                tar.addfile(info)
-            else:
-                info.size, info.mode = len(content), 0o755
-                tar.addfile(info, io.BytesIO(content))
-    return raw.getvalue()
+def at_once(times: int, action: Callable[[], None]) -> None:
+    threads = [threading.Thread(target=action) for _ in range(times)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def test_what_a_person_typed_arrives_unchanged(local: Backend) -> None:
@@ -78,11 +74,7 @@ def test_the_same_submit_again_is_the_same_job(local: Backend) -> None:
 def test_a_submit_sent_twice_at_once_makes_one_job(local: Backend) -> None:
     spec = command("sleep", "60")
     answers: list[dict] = []
-    threads = [threading.Thread(target=lambda: answers.append(local.submit(spec, None, {}))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(3, lambda: answers.append(local.submit(spec, None, {})))
     assert len(answers) == 3 and answers[0] == answers[1] == answers[2]
 
 
@@ -112,8 +104,9 @@ def test_code_is_unpacked_once_and_copied_to_each_job(local: Backend) -> None:
 
 @pytest.mark.parametrize(("packed", "words"), [
     (archive(("../out", b"x", "")), "leads out of it"), (archive(("/etc/out", b"x", "")), "leads out of it"),
-    (archive(("a", None, "/tmp"), ("a/out", b"x", "")), "leads out of it"), (archive(("a", b"x" * 9999, ""))[:40], "whole"),
-    (b"", "not on this node any more"), (b"this is no archive", "whole")])
+    (archive(("a", None, "/tmp"), ("a/out", b"x", "")), "leads out of it"),
+    (archive(("a", b"x" * 9999, ""))[:40], "whole"), (b"", "not on this node any more"),
+    (b"this is no archive", "whole")])
 def test_a_bad_snapshot_leaves_nothing(local: Backend, packed: bytes, words: str) -> None:
     spec = command("true", code=CodeRef("abc"))
     with pytest.raises(NodeFailure, match=words):
@@ -124,9 +117,9 @@ def test_a_bad_snapshot_leaves_nothing(local: Backend, packed: bytes, words: str
     assert list((workdir / ".launch" / "submits").iterdir()) == []
 
 
-def test_a_supervisor_that_cannot_start_leaves_nothing(local: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = {"op": "submit", "workdir": local.prepare()["workdir"], "spec": asdict(command("true")), "config": None,
-              "agent": ["/bin/sh", "-c", "echo no such thing >&2; exit 3"]}
+def test_a_supervisor_that_cannot_start_leaves_nothing(local: Backend) -> None:
+    broken = {"op": "submit", "workdir": local.prepare()["workdir"], "spec": asdict(command("true")),
+              "config": None, "agent": ["/bin/sh", "-c", "echo no such thing >&2; exit 3"]}
     answer = agent.answer(broken, io.BytesIO())
     assert "no such thing" in answer["error"]["what"] and answer["error"]["exit_code"] == 1
     assert local.status(None) | {"t": 0} == local.status([]) | {"t": 0}
@@ -137,7 +130,8 @@ def test_secrets_are_kept_out_of_every_file_of_the_job(local: Backend) -> None:
     spec = command("sh", "-c", 'echo "$API_KEY" | wc -c', secrets=("API_KEY",))
     run = local.submit(spec, None, {"API_KEY": "s3cr et"})
     assert output(local, run["run_dir"]).strip() == b"8"
-    assert not [path for path in Path(run["run_dir"]).rglob("*") if path.is_file() and b"s3cr et" in path.read_bytes()]
+    files = [path for path in Path(run["run_dir"]).rglob("*") if path.is_file()]
+    assert files and not [path for path in files if b"s3cr et" in path.read_bytes()]
     kept = Path(run["run_dir"]).parent.parent / ".launch" / "secrets.env"
     assert kept.stat().st_mode & 0o777 == 0o600
 
@@ -157,21 +151,19 @@ def test_two_people_kill_at_once_and_both_are_told(local: Backend) -> None:
     run = local.submit(command("sh", "-c", script), None, {})
     wait_until(lambda: written(local, run["run_dir"]))
     told: list[dict] = []
-    threads = [threading.Thread(target=lambda: told.append(local.kill(run["run_dir"], "me", 10))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(2, lambda: told.append(local.kill(run["run_dir"], "me", 10)))
     assert sorted(one["already"] for one in told) == [False, True]
     assert {one["state"] for one in told} == {"CANCELLED"}
 
 
 def test_a_dead_supervisor_is_told_and_its_orphans_are_killed(local: Backend) -> None:
     """The one that ignores SIGTERM outlives its supervisor, until somebody kills the job."""
-    run = local.submit(command("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"), None, {})
+    deaf = command("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
+    run = local.submit(deaf, None, {})
     wait_until(lambda: written(local, run["run_dir"]))
     os.kill(run["pid"], signal.SIGKILL)
-    view = wait_until(lambda: next((view for view in local.status([run["run_dir"]])["jobs"] if view["reason"]), None))
+    wait_until(lambda: local.status([run["run_dir"]])["jobs"][0]["reason"])
+    view = local.status([run["run_dir"]])["jobs"][0]
     assert (view["state"], view["reason"]) == ("FAILED", "supervisor lost")
     token = view["token"]
     assert process.members(None, token)
@@ -189,7 +181,8 @@ def test_restart_by_the_living_supervisor_and_by_a_new_one(local: Backend) -> No
     assert local.show(run["run_dir"])["config"] == "lr: 2\n"
     wait_until(lambda: written(local, run["run_dir"], attempts="all") == b"one\ntwo\n")
     local.kill(run["run_dir"], "me")
-    again = local.restart(run["run_dir"], "me", code=archive(("x", b"1", "")), spec=replace(changed, code=CodeRef("c")))
+    fresh = replace(changed, code=CodeRef("c"))
+    again = local.restart(run["run_dir"], "me", code=archive(("x", b"1", "")), spec=fresh)
     assert again["attempt"] == 2 and again["pid"] != run["pid"]
     assert Path(run["run_dir"], "code", "x").read_text() == "1"
     view = local.show(run["run_dir"])["view"]
@@ -208,13 +201,14 @@ def test_broken_run_directories_are_listed_and_break_nothing(local: Backend) -> 
     runs = Path(local.prepare()["workdir"]) / "runs"
     past_run(runs, "good", [STARTED, LAUNCHED, DONE])
     (runs / "empty").mkdir()
-    for name, text in (("torn", '{"id": "x'), ("future", '{"version": 9}'), ("list", "[]"), ("thin", '{"version": 1}')):
+    broken = {"torn": '{"id": "x', "future": '{"version": 9}', "list": "[]", "thin": '{"version": 1}'}
+    for name, text in broken.items():
         (runs / name).mkdir()
         (runs / name / "spec.json").write_text(text)
     (runs / "a-file").write_text("")
     answer = local.status(None)
     assert [view["id"] for view in answer["jobs"]] == ["good"]
-    assert {Path(one["run_dir"]).name for one in answer["broken"]} == {"empty", "torn", "future", "list", "thin"}
+    assert {Path(one["run_dir"]).name for one in answer["broken"]} == {"empty", *broken}
     assert answer["jobs"][0]["state"] == "COMPLETED" and answer["jobs"][0]["step"] == 7
     with pytest.raises(NodeFailure, match="cannot be read as a job"):
         local.show(str(runs / "torn"))
@@ -222,7 +216,7 @@ def test_broken_run_directories_are_listed_and_break_nothing(local: Backend) -> 
         local.kill(str(runs / "gone"), "me")
 
 
-def test_the_status_of_many_ended_jobs_reads_no_metrics(local: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_of_many_ended_jobs_reads_no_metrics(local: Backend) -> None:
     runs = Path(local.prepare()["workdir"]) / "runs"
     for number in range(300):
         run = past_run(runs, f"job-{number:03}", [STARTED, LAUNCHED, DONE])
@@ -258,7 +252,8 @@ def test_a_full_file_system_is_refused_before_anything_is_made(
         local: Backend, monkeypatch: pytest.MonkeyPatch, field: str, value: int, words: str) -> None:
     workdir = local.prepare()["workdir"]
     real = os.statvfs(workdir)
-    room = {name: getattr(real, name) for name in ("f_bavail", "f_frsize", "f_favail", "f_files")} | {field: value}
+    names = ("f_bavail", "f_frsize", "f_favail", "f_files")
+    room = {name: getattr(real, name) for name in names} | {field: value}
     monkeypatch.setattr(agent.os, "statvfs", lambda path: type("Room", (), room))
     with pytest.raises(Refused, match=words) as caught:
         local.submit(command("true"), None, {})
@@ -302,7 +297,8 @@ def test_a_cut_off_submit_is_done_again_from_the_start(local: Backend) -> None:
 
 
 def test_a_spec_of_another_version_is_refused(local: Backend) -> None:
-    request = {"op": "submit", "workdir": local.prepare()["workdir"], "spec": asdict(command("true")) | {"version": 9}}
+    future = asdict(command("true")) | {"version": 9}
+    request = {"op": "submit", "workdir": local.prepare()["workdir"], "spec": future}
     assert agent.answer(request, io.BytesIO())["error"]["exit_code"] == 2
     with pytest.raises(ClusterError, match="no token"):
         submit.submit(request | {"spec": asdict(command("true", token="../x"))}, io.BytesIO())

@@ -11,9 +11,9 @@ import pytest
 
 from cluster import states
 from cluster.contract import (
-    BadCheckpoint, RunDir, checkpoint_name, list_checkpoints, merged_metrics, parse_checkpoint_name, sha256_file,
-    verify_checkpoint, write_atomically)
-from cluster.events import AttemptEnded, AttemptStarted, Event, Launched, Note, Reason, StopAsked, decode, encode
+    BadCheckpoint, RunDir, checkpoint_name, list_checkpoints, merged_metrics, parse_checkpoint_name,
+    sha256_file, verify_checkpoint, write_atomically)
+from cluster.events import AttemptStarted, Event, Note, Reason, StopAsked, decode, encode
 from cluster.journal import Journal, read_events, read_journal
 from cluster.spec import BadSpec, JobSpec, PythonEnv, ResumeRule
 from cluster.states import Ended, Heard, IllegalMove, Pending, Restarting, Running, Stopping
@@ -22,9 +22,11 @@ from tests.cluster.jobs import DONE, LAUNCHED, STARTED, command
 STOP = StopAsked(12.0, "me@here", "kill", 60.0)
 RETRY = replace(DONE, reason=Reason.SIGNAL, next="retry", retry_at=30.0)
 EVENTS: dict[str, Event] = {
-    "started": STARTED, "launched": LAUNCHED, "stop": STOP, "note": Note(13.0, "a word"), "ended": DONE, "retry": RETRY}
+    "started": STARTED, "launched": LAUNCHED, "stop": STOP, "note": Note(13.0, "a word"), "ended": DONE,
+    "retry": RETRY}
 STATUSES = [
-    Pending(1.0, 0), Running(1.0, 0), Stopping(1.0, 0, "me", "kill", 60.0), Restarting(1.0, 0, Reason.SIGNAL, "", 2.0),
+    Pending(1.0, 0), Running(1.0, 0), Stopping(1.0, 0, "me", "kill", 60.0),
+    Restarting(1.0, 0, Reason.SIGNAL, "", 2.0),
     *(cls(1.0, 0, reason, "") for reason, cls in states.ENDING.items())]
 
 
@@ -117,7 +119,8 @@ def test_events_of_all_attempts_come_in_order_past_one_thousand(tmp_path: Path) 
 
 def test_a_spec_is_the_same_bytes_after_a_round_trip() -> None:
     spec = command("python", "-c", "print('새; $HOME \n\"')", name="생쥐; 'x'", env={"A B": "c\nd"}, gpus=2,
-                   gpu_choice=(0, 3), python=PythonEnv("conda", "lab"), resume_rule=ResumeRule("glob", "c/*", "--r {path}"))
+                   gpu_choice=(0, 3), python=PythonEnv("conda", "lab"),
+                   resume_rule=ResumeRule("glob", "c/*", "--r {path}"))
     again = JobSpec.from_json(spec.to_json())
     assert again == spec
     assert again.to_json() == spec.to_json()
@@ -125,7 +128,8 @@ def test_a_spec_is_the_same_bytes_after_a_round_trip() -> None:
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"version": 2}, "version 2"), ({"colour": 1}, "unknown field 'colour'"), ({"python": {"kin": "x"}}, "'kin'")])
+    ({"version": 2}, "version 2"), ({"colour": 1}, "unknown field 'colour'"),
+    ({"python": {"kin": "x"}}, "'kin'")])
 def test_a_spec_that_is_not_understood_says_what(change: dict, words: str) -> None:
     raw = json.dumps(json.loads(command("true").to_json()) | change).encode()
     with pytest.raises(BadSpec, match=words):
@@ -173,7 +177,8 @@ def test_a_damaged_checkpoint_never_counts(checkpoint: Path, damage: object, wor
 
 
 def test_checkpoints_are_listed_newest_first_without_half_written_ones(tmp_path: Path) -> None:
-    for name in ("step-00000010-a000", "step-00000010-a002", "step-00000009-a003", ".tmp-step-00000099-a000", "best"):
+    for name in ("step-00000010-a000", "step-00000010-a002", "step-00000009-a003", "best",
+                 ".tmp-step-00000099-a000"):
         (tmp_path / name).mkdir()
     assert [path.name for path in list_checkpoints(tmp_path)] == [
         "step-00000009-a003", "step-00000010-a002", "step-00000010-a000"]
@@ -184,14 +189,15 @@ def test_checkpoints_are_listed_newest_first_without_half_written_ones(tmp_path:
 def test_merged_metrics_have_no_step_twice(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     series = [
-        [{"step": 0, "event": "resumed"}, {"step": 1, "loss": 1}, {"step": 2, "loss": 2}, {"step": 3, "loss": 3}],
+        [{"step": 0, "event": "resumed"}, *({"step": step, "loss": step} for step in (1, 2, 3))],
         [{"step": 2, "event": "resumed"}, {"step": 3, "loss": 30}, {"step": 4, "loss": 40}],
         [{"step": 4, "loss": 400}]]  # a program that says nothing about its resume
     for number, lines in enumerate(series):
         run.attempt(number).path.mkdir(parents=True)
         text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "lo'
         run.attempt(number).metrics.write_text(text)
-    assert [(line["step"], line["loss"]) for line in merged_metrics(run)] == [(1, 1), (2, 2), (3, 30), (4, 400)]
+    merged = [(line["step"], line["loss"]) for line in merged_metrics(run)]
+    assert merged == [(1, 1), (2, 2), (3, 30), (4, 400)]
 
 
 def test_an_atomic_write_leaves_the_old_content_or_the_new(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def run(tmp_path: Path) -> RunDir:
 def living(run: RunDir) -> RunDir:
     """The same job as if this process were its supervisor."""
     own = process.start_time(os.getpid())
-    beat = json.loads(run.attempt(0).heartbeat.read_bytes()) | {"pid": os.getpid(), "pid_started": own, "attempt": 1}
+    beat = json.loads(run.attempt(0).heartbeat.read_bytes())
+    beat |= {"pid": os.getpid(), "pid_started": own, "attempt": 1}
     run.attempt(1).heartbeat.write_text(json.dumps(beat))
     write_journal(run.attempt(1).journal, [replace(STARTED, attempt=1), LAUNCHED])
     return run
@@ -77,7 +78,8 @@ def test_the_last_lines_over_attempts(run: RunDir) -> None:
     assert text(frames(run, lines=2)) == b"two\nunfinished"
 
 
-def test_the_last_lines_of_a_big_log_are_found_from_its_end(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_lines_of_a_big_log_are_found_from_its_end(
+        run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "BLOCK", 64)
     content = [b"%d %b\n" % (number, b"x" * (number % 150)) for number in range(400)]
     run.attempt(1).rank_log(0).write_bytes(b"".join(content))
@@ -98,7 +100,8 @@ def test_grep_on_the_node_by_whole_lines(run: RunDir, monkeypatch: pytest.Monkey
     content = b"".join(b"step %d loss \xff\n" % number for number in range(100)) + b"last loss, unfinished"
     run.attempt(1).rank_log(0).write_bytes(content)
     found = list(frames(run, grep=r"^step \d0 |unfinished"))
-    assert text(iter(found)) == b"".join(b"step %d0 loss \xff\n" % n for n in range(1, 10)) + b"last loss, unfinished"
+    expected = b"".join(b"step %d0 loss \xff\n" % n for n in range(1, 10)) + b"last loss, unfinished"
+    assert text(iter(found)) == expected
     assert found[-2][0]["next"] == len(content)
     with pytest.raises(Unusable, match="no regular expression"):
         list(frames(run, grep="("))
@@ -148,7 +151,8 @@ def test_following_one_attempt_ends_with_it(run: RunDir) -> None:
     assert found[-1][0]["end"]["state"] == "RUNNING"
 
 
-def test_a_quiet_log_keeps_the_link_alive_and_costs_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_quiet_log_keeps_the_link_alive_and_costs_nothing(
+        run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "KEEPALIVE_S", 0.3)
     waits: list[float] = []
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from cluster import carry, wire
 from cluster.backends.host import HostBackend
 from cluster.errors import NodeFailure, Refused, Unreachable, Unusable
 from cluster.inventory import Node
-from cluster.spec import PythonEnv
-from tests.cluster.jobs import command
+from cluster.spec import CodeRef, PythonEnv
+from tests.cluster.jobs import archive, command
 from tests.cluster.pipe import PipeShell
 from tests.helpers import wait_until
 
@@ -153,6 +154,20 @@ def test_a_silent_node_is_given_up_at_the_deadline(node: Node, home: str, tmp_pa
         PipeShell(node, home, str(hanging)).ask({"op": "status", "workdir": node.workdir}, timeout_s=0.5)
 
 
+def test_code_is_sent_once_and_a_submit_that_brings_it_again_is_answered(
+        node: Node, home: str, ends_jobs: list[HostBackend]) -> None:
+    backend = HostBackend(node, PipeShell(node, home))
+    ends_jobs.append(backend)
+    code = archive(("data", os.urandom(3_000_000), ""), ("say.sh", b"#!/bin/sh\nwc -c < data\n", ""))
+    spec = command("./say.sh", node="box", code=CodeRef("abc"))
+    run = backend.submit(spec, None, {}, code)
+    assert b"".join(body for _, body in backend.logs(run["run_dir"], follow=True)).strip() == b"3000000"
+    assert backend.submit(spec, None, {}, io.BytesIO(code)) == run
+    assert backend.prepare(code_digest="abc")["have_code"]
+    with pytest.raises(NodeFailure, match="whole"):
+        backend.submit(command("true", code=CodeRef("cut")), None, {}, code[:100_000])
+
+
 def test_a_log_stream_ends_with_its_client(node: Node, home: str, ends_jobs: list[HostBackend]) -> None:
     shell = PipeShell(node, home)
     backend = HostBackend(node, shell)
@@ -176,5 +191,6 @@ def test_python_places_follow_the_environment() -> None:
 def test_the_line_holds_nothing_that_login_shells_read_differently() -> None:
     inner = wire.LINE.removeprefix("exec sh -c '").removesuffix("'")
     assert not set("'\\!\n") & set(inner)
-    said = subprocess.run(["sh", "-c", wire.LINE], input=wire.framed("cat; echo end") + b"rest\n", capture_output=True)
+    stdin = wire.framed("cat; echo end") + b"rest\n"
+    said = subprocess.run(["sh", "-c", wire.LINE], input=stdin, capture_output=True)
     assert said.stdout == b"rest\nend\n"

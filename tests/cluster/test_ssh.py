@@ -1,4 +1,5 @@
-"""Questions to real sshds: the person's ssh configuration, keys, faults. Each failure is one clear message."""
+"""Questions to real sshds: the person's ssh configuration, keys, faults. Each failure is one clear message.
+"""
 from __future__ import annotations
 
 import os
@@ -7,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import pytest
 
 from cluster.backends.base import Backend
 from cluster.backends.host import HostBackend
-from cluster.errors import ClusterError, NodeFailure, Refused, Unreachable, Unusable
+from cluster.errors import ClusterError, Refused, Unreachable, Unusable
 from cluster.inventory import Node
-from cluster.spec import PythonEnv
-from tests.cluster.jobs import command
+from cluster.spec import CodeRef, PythonEnv
+from tests.cluster.jobs import archive, command
 from tests.helpers import wait_until
 from tests.testbed.clients import client_config, ssh_agent
 from tests.testbed.testbed import Testbed
@@ -101,6 +101,15 @@ def test_a_log_is_followed_to_its_last_byte(connect: Connect) -> None:
     assert len(received) == 3000003 and received.endswith(b"end")
 
 
+def test_code_travels_over_ssh(connect: Connect) -> None:
+    backend = connect()
+    code = archive(("data", os.urandom(5_000_000), ""), ("say.sh", b"#!/bin/sh\nwc -c < data\n", ""))
+    spec = command("./say.sh", node=NODE, code=CodeRef("abc"))
+    run = backend.submit(spec, None, {}, code)
+    assert written(backend, run["run_dir"], follow=True).strip() == b"5000000"
+    assert backend.submit(spec, None, {}, code) == run
+
+
 def test_a_client_that_is_gone_leaves_the_job_and_nothing_else(connect: Connect, testbed: Testbed) -> None:
     backend = connect()
     run = backend.submit(command("sh", "-c", "echo here; sleep 60", node=NODE), None, {})
@@ -151,13 +160,15 @@ def test_a_changed_key_is_refused_loudly(connect: Connect, testbed: Testbed, tmp
     config = client_config(testbed, "alice", tmp_path, wrong_key=[NODE])
     with pytest.raises(Refused, match="HOST KEY HAS CHANGED") as caught:
         connect(config=config).prepare()
-    line = [n for n, text in enumerate((tmp_path / "known_hosts").read_text().splitlines(), 1) if text.startswith(NODE)]
-    assert f"{tmp_path}/known_hosts:{line[0]}" in said_by(caught) and "ssh-keygen -R" in said_by(caught)
+    lines = (tmp_path / "known_hosts").read_text().splitlines()
+    number = 1 + next(n for n, text in enumerate(lines) if text.startswith(NODE))
+    assert f"{tmp_path}/known_hosts:{number}" in said_by(caught) and "ssh-keygen -R" in said_by(caught)
     with testbed.new_host_key(NODE), pytest.raises(Refused, match="HAS CHANGED"):
         connect().prepare()
 
 
-def test_hashed_names_and_several_keys_in_known_hosts(connect: Connect, testbed: Testbed, tmp_path: Path) -> None:
+def test_hashed_names_and_several_keys_in_known_hosts(
+        connect: Connect, testbed: Testbed, tmp_path: Path) -> None:
     config = client_config(testbed, "alice", tmp_path)
     known = tmp_path / "known_hosts"
     subprocess.run(["ssh-keygen", "-q", "-H", "-f", known], check=True, capture_output=True)
@@ -326,6 +337,7 @@ def test_the_ssh_program_instead(connect: Connect, testbed: Testbed, tmp_path: P
 def test_files_that_the_node_sees_too(connect: Connect, tmp_path: Path) -> None:
     here = Path(__file__)
     (tmp_path / "only here").write_text("x")
-    stats = connect().prepare(stat=[str(here), str(tmp_path / "only here")])["stats"]
+    only_here = str(tmp_path / "only here")
+    stats = connect().prepare(stat=[str(here), only_here])["stats"]
     info = here.stat()
-    assert stats == {str(here): [info.st_ino, info.st_size, info.st_mtime_ns], str(tmp_path / "only here"): None}
+    assert stats == {str(here): [info.st_ino, info.st_size, info.st_mtime_ns], only_here: None}

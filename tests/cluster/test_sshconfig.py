@@ -20,8 +20,10 @@ def test_the_persons_configuration_decides(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "key").write_text("private")
     (tmp_path / "held by the agent.pub").write_text("ssh-ed25519 AAAA")
     (tmp_path / "more").write_text(
-        "Host box\n  HostName box.lab\n  Port 2022\n  ConnectTimeout 9\n  IdentitiesOnly yes\n  IdentityAgent none\n"
-        f"  IdentityFile {tmp_path}/key\n  IdentityFile {tmp_path}/absent\n  IdentityFile \"{tmp_path}/held by the agent\"\n"
+        "Host box\n  HostName box.lab\n  Port 2022\n  ConnectTimeout 9\n"
+        "  IdentitiesOnly yes\n  IdentityAgent none\n"
+        f"  IdentityFile {tmp_path}/key\n  IdentityFile {tmp_path}/absent\n"
+        f"  IdentityFile \"{tmp_path}/held by the agent\"\n"
         f"  UserKnownHostsFile {tmp_path}/one {tmp_path}/two\n  ProxyCommand relay --to %h:%p '%r 100%%'\n")
     (tmp_path / "config").write_text(f"Include {tmp_path}/more\nHost *\n  User alice\n  HostName wrong\n")
     found = resolve("box", str(tmp_path / "config"), 5.0)
@@ -38,7 +40,8 @@ def test_jump_hosts_agent_and_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SSH_AUTH_SOCK", "/run/agent")
     (tmp_path / "config").write_text("Host box\n  ProxyJump bob@a:24,b\n  HostKeyAlias the-box\n")
     found = resolve("box", str(tmp_path / "config"), 5.0)
-    assert (found.jumps, found.agent, found.key_name, found.timeout_s) == (("bob@a:24", "b"), "/run/agent", "the-box", 5.0)
+    assert found.jumps == ("bob@a:24", "b")
+    assert (found.agent, found.key_name, found.timeout_s) == ("/run/agent", "the-box", 5.0)
     assert resolve("c", str(tmp_path / "config"), 5.0, "carl", 26).user == "carl"
 
 
