@@ -1,10 +1,10 @@
-"""The status of a job: a sum type whose variants carry their own facts, and the one function that changes it.
+"""The status of a job: a sum type whose variants carry their own facts, and the function that changes it.
 
-    PENDING -> RUNNING -> STOPPING -> CANCELLED | TIMEOUT | RESTARTING | (whatever the program did first)
+    PENDING -> RUNNING -> STOPPING -> CANCELLED | TIMEOUT | RESTARTING | what the program did first
                   |  -> COMPLETED | FAILED | OUT_OF_MEMORY | NODE_FAIL
                   +  -> RESTARTING -> PENDING of the next attempt
 
-`apply` is used by the supervisor when it writes an event and by every reader when it replays them. Standard library only.
+`apply` is used by the supervisor when it writes an event and by every reader when it replays them.
 """
 from __future__ import annotations
 

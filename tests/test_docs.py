@@ -21,8 +21,8 @@ def blocks(document: str, language: str) -> list[str]:
 
 
 def commands() -> list[list[str]]:
-    lines = [line[2:] for block in blocks("README.md", "console") for line in block.splitlines() if line.startswith("$ ")]
-    return [shlex.split(line) for line in lines]
+    lines = [line for block in blocks("README.md", "console") for line in block.splitlines()]
+    return [shlex.split(line[2:]) for line in lines if line.startswith("$ ")]
 
 
 def test_the_make_targets_exist() -> None:
@@ -54,7 +54,8 @@ def test_the_commands_of_the_readme(testbed: Testbed, tmp_path: Path) -> None:
     toy.make(testbed.root / "home/alice/data/demo", samples=2, val=1, size=32, seed=0)
     testbed.sh("gpu05", "mkdir -p /home/me && chmod 777 /home/me")
     testbed.write("gpu05", "/home/me/FaceLift/train_gslrm.py", TRAIN_SCRIPT, user="alice")
-    cluster = testbed.cluster_yaml(tmp_path / "cluster.yaml", "alice", ["gpu05"], "/home/alice/launch", data="/home/alice/data")
+    cluster = testbed.cluster_yaml(tmp_path / "cluster.yaml", "alice", ["gpu05"], "/home/alice/launch",
+                                   data="/home/alice/data")
     lab = Lab(REPOSITORY, tmp_path, "gpu05", cluster)
     try:
         for program, *argv in commands():

@@ -105,7 +105,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 def test_a_bad_sample_ends_the_job_with_its_name(lab: Lab, testbed: Testbed, toy: Path) -> None:
-    """The defects one by one are tested beside the reader (tests/jobs/test_data.py); here: what a person sees of one."""
+    """The defects one by one are tested beside the reader (tests/jobs); here: what a person sees of one."""
     cameras = next(toy.glob("*/opencv_cameras.json"))
     content = json.loads(cameras.read_text())
     content["frames"][3]["w2c"][0][3] = float("nan")

@@ -23,7 +23,7 @@ def test_another_laptop_finds_follows_and_kills(lab: Lab, testbed: Testbed) -> N
     assert view["state"] == "RUNNING" and view["attempt"] == 0
 
     follower = other.start("logs", "long one", "--follow")
-    wait_until(lambda: b"checkpoint step-" in follower.output.read_bytes(), 60, "a checkpoint after the client was gone")
+    wait_until(lambda: b"checkpoint step-" in follower.output.read_bytes(), 60, "a checkpoint without the client")
     killed = other.launch("kill", "long one")
     assert "checkpoint" in killed.stdout + killed.stderr
     follower.process.wait(30)

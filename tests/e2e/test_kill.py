@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 
@@ -23,6 +24,10 @@ def pids(lab: Lab, testbed: Testbed, path: str) -> dict[str, list[str]]:
     return found
 
 
+def whole(lab: Lab, testbed: Testbed, job: str) -> bool:
+    return "all" in testbed.sh(lab.node, "cat /tmp/pids-$1 || true", job)
+
+
 def living(lab: Lab, testbed: Testbed, numbers: list[str]) -> list[str]:
     line = 'for p; do [ ! -e /proc/$p ] || grep -q "^State:.Z" /proc/$p/status || echo $p; done'
     return testbed.sh(lab.node, line, *numbers).split()
@@ -33,12 +38,13 @@ def test_a_nasty_tree_is_gone_and_its_neighbours_live(lab: Lab, testbed: Testbed
         return lab.submit("--name", name, "--", "sh", "-c", "exec python nasty.py /tmp/pids-$LAUNCH_JOB_ID")
 
     victim, neighbour = submit("victim"), submit("neighbour")
-    inner = (f"export LAUNCH_WORKDIR=/home/alice/inner LAUNCH_HOME=/home/alice/inner/state; mkdir -p /home/alice/inner/p; "
-             f"cd /home/alice/inner/p; {LAUNCH} submit --name inner -- sleep 600 > /tmp/inner; exec sleep 600")
+    inner = ("export LAUNCH_WORKDIR=/home/alice/inner LAUNCH_HOME=/home/alice/inner/state; "
+             "mkdir -p /home/alice/inner/p; cd /home/alice/inner/p; "
+             f"{LAUNCH} submit --name inner -- sleep 600 > /tmp/inner; exec sleep 600")
     outer = lab.submit("--name", "outer", "--", "sh", "-c", inner)
     try:
         for job in (victim, neighbour):
-            wait_until(lambda: "all" in testbed.sh(lab.node, "cat /tmp/pids-$1 || true", job), 60, "its tree")  # noqa: B023
+            wait_until(partial(whole, lab, testbed, job), 60, "its tree")
         wait_until(lambda: testbed.sh(lab.node, "cat /tmp/inner || true"), 60, "the job inside a job")
         theirs, others = (pids(lab, testbed, f"/tmp/pids-{job}") for job in (victim, neighbour))
         assert set(theirs) == {"main", "double-forked", "renamed", "empty environment", "own session", "loader", "all"}

@@ -15,8 +15,8 @@ from tests.testbed.testbed import Testbed
 
 from .lab import Lab
 
-HARD = ["a b", "it's", 'say "hi"', "a;b|c&d", "$HOME `id` $(id)", "line\nline\n", "쥐 실험", "*?[x]{a,b}", "!bang", "\\n", "-x",
-        "", "%s", "#no"]
+HARD = ["a b", "it's", 'say "hi"', "a;b|c&d", "$HOME `id` $(id)", "line\nline\n", "쥐 실험", "*?[x]{a,b}", "!bang",
+        "\\n", "-x", "", "%s", "#no"]
 ECHO = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['HARD'], os.getcwd(), sys.stdin.read()]))"
 
 
@@ -67,8 +67,8 @@ def test_a_conda_environment_is_activated(lab: Lab, testbed: Testbed) -> None:
 
 
 def test_cwd_runs_in_place_and_copies_nothing(lab: Lab, testbed: Testbed) -> None:
-    testbed.sh(lab.node, "mkdir -p '/home/alice/Face Lift' && cd '/home/alice/Face Lift' && git init -q && echo x > new.txt",
-               user="alice")
+    make = 'mkdir -p "/home/alice/Face Lift" && cd "/home/alice/Face Lift" && git init -q && echo x > new.txt'
+    testbed.sh(lab.node, make, user="alice")
     try:
         job = lab.submit("--cwd", "/home/alice/Face Lift", "--name", "x", "--", "sh", "-c", "pwd; ls")
         lab.launch("wait", "x")

@@ -19,7 +19,8 @@ LIMIT_S = 900
 
 def on(shared: Path, name: str) -> list[str]:
     """The data of a set, named relative to where the person stands."""
-    lists = {key: shared / "data" / name / f"data_{part}.txt" for key, part in (("dataset", "train"), ("validation", "val"))}
+    parts = {"dataset": "train", "validation": "val"}
+    lists = {key: shared / "data" / name / f"data_{part}.txt" for key, part in parts.items()}
     if missing := [str(path) for path in lists.values() if not path.exists()]:
         pytest.skip(f"needs the reference data {missing}")
     return [word for key, path in lists.items() for word in ("--set", f"training.{key}.path={path}")]

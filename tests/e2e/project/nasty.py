@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 PIDS = Path(sys.argv[1])
-FOR_EVER = [sys.executable, "-c", "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(9999)"]
+STUBBORN = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(9999)"
+FOR_EVER = [sys.executable, "-c", STUBBORN]
 
 
 def note(kind: str, pid: int) -> None:
