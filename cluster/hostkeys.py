@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.errors import Refused
+from cluster.errors import Unreachable
 from cluster.sshconfig import Target
 
 
@@ -50,25 +50,25 @@ def parse(text: str, file: Path) -> list[KnownKey]:
 
 
 def check(target: Target, kind: str, base64: str, fingerprint: str, known: list[KnownKey]) -> None:
-    """Raises Refused unless the key that the host shows is one that the person has accepted."""
+    """Raises Unreachable unless the key that the host shows is one that the person has accepted."""
     same = [key for key in known if (key.kind, key.base64) == (kind, base64)]
     if any(key.marker == "@revoked" for key in same):
         where = f"{same[0].file}:{same[0].line}"
-        raise Refused(f"its host key ({kind} {fingerprint}) is marked as revoked in {where}", target.name,
+        raise Unreachable(f"its host key ({kind} {fingerprint}) is marked as revoked in {where}", target.name,
                       "do not use this machine before its administrator has explained that")
     if any(not key.marker for key in same):
         return
     if other := next((key for key in known if not key.marker), None):
-        raise Refused(
+        raise Unreachable(
             f"ITS HOST KEY HAS CHANGED: it shows {kind} {fingerprint}, but {other.file}:{other.line} has "
             "another one. Somebody may be listening in, or the machine was installed anew", target.name,
             f"ask its administrator; if the new key is right: "
             f"ssh-keygen -R '{target.key_name}' -f '{other.file}', then: {target.command}")
     if known:
-        raise Refused(f"its host key ({kind} {fingerprint}) is known through a certificate authority only "
+        raise Unreachable(f"its host key ({kind} {fingerprint}) is known through a certificate authority only "
                       f"({known[0].file}:{known[0].line}), which launch cannot check", target.name,
                       f"add the key itself to known_hosts: {_scan(target)}")
-    raise Refused(f"its host key is not known yet ({kind} {fingerprint})", target.name,
+    raise Unreachable(f"its host key is not known yet ({kind} {fingerprint})", target.name,
                   f"compare the fingerprint, then accept the key with: {target.command}\n"
                   f"  (or without a question: {_scan(target)})")
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 
 from cluster import wire
-from cluster.errors import ClusterError, Refused, Unreachable
+from cluster.errors import Unreachable
 from cluster.inventory import Node
 from cluster.remote import SILENCE_S, Pipe, RemoteShell
 from cluster.sshconfig import Target, resolve
@@ -84,16 +84,16 @@ class _ProcessPipe:
         return os.pread(self._errors, 64 << 10, max(0, os.fstat(self._errors).st_size - (64 << 10)))
 
     def exit_code(self) -> int:
-        """Raises Unreachable or Refused with the words of ssh when it was ssh that failed."""
+        """Raises Unreachable with the words of ssh when it was ssh that failed."""
         code = self._process.wait()
         if code == _SSH_FAILED:
             raise self._failed()
         return code
 
-    def _failed(self) -> ClusterError:
+    def _failed(self) -> Unreachable:
         said = self.errors().decode(errors="replace").strip()
         last = said.splitlines()[-1] if said else "it said nothing"
         if any(words in said for words in _KEY_WORDS):
-            return Refused(f"ssh does not trust its host key:\n{said}", self._node.name,
-                           f"if the key is right, accept it with: {self._target.command}")
+            return Unreachable(f"ssh does not trust its host key:\n{said}", self._node.name,
+                               f"if the key is right, accept it with: {self._target.command}")
         return Unreachable(f"ssh: {last}", self._node.name, f"try: {self._target.command}")

@@ -121,7 +121,7 @@ class _ChannelPipe:
 # --- connections --------------------------------------------------------------------------------------------
 
 def _connect(node: Node, deadline: float | None) -> list[_Link]:
-    """The way to a node, jump hosts first. Raises Unreachable, Refused or Unusable."""
+    """The way to a node, jump hosts first. Raises Unreachable or Unusable."""
     links: list[_Link] = []
     try:
         _extend(links, resolve(node.ssh_name, node.ssh_config, node.connect_timeout_s), node, deadline)
@@ -171,7 +171,7 @@ class _Link:
     """One ssh connection, logged in."""
 
     def __init__(self, target: Target, through: _Link | None, timeout_s: float) -> None:
-        """Raises Unreachable, Refused or _Dropped; nothing is left open then."""
+        """Raises Unreachable or _Dropped; nothing is left open then."""
         self._target = target
         self._proxy = _ProxyCommand(target) if target.proxy_command and not through else None
         self._socket: Any = None
@@ -282,7 +282,7 @@ class _ProxyCommand:
 # --- logging in ---------------------------------------------------------------------------------------------
 
 def _login(target: Target, reached: Any, timeout_s: float) -> Connection:
-    """A fabric connection over what has been reached. Raises Unreachable, Refused or _Dropped."""
+    """A fabric connection over what has been reached. Raises Unreachable or _Dropped."""
     known = hostkeys.known_keys(target)
     _load_libraries()
     import paramiko

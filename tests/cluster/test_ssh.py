@@ -141,7 +141,7 @@ def test_a_cut_cable_is_noticed_and_the_reader_goes_on_where_it_was(
 def test_an_unknown_key_is_refused_with_the_command_to_accept_it(
         connect: Connect, testbed: Testbed, tmp_path: Path) -> None:
     config = client_config(testbed, "alice", tmp_path, unknown=[NODE])
-    with pytest.raises(Refused, match="not known yet") as caught:
+    with pytest.raises(Unreachable, match="not known yet") as caught:
         connect(config=config).prepare()
     assert f"ssh -F {config} {NODE}" in said_by(caught) and "SHA256:" in said_by(caught)
     known = tmp_path / "known_hosts"
@@ -158,12 +158,12 @@ def address_of(testbed: Testbed) -> str:
 
 def test_a_changed_key_is_refused_loudly(connect: Connect, testbed: Testbed, tmp_path: Path) -> None:
     config = client_config(testbed, "alice", tmp_path, wrong_key=[NODE])
-    with pytest.raises(Refused, match="HOST KEY HAS CHANGED") as caught:
+    with pytest.raises(Unreachable, match="HOST KEY HAS CHANGED") as caught:
         connect(config=config).prepare()
     lines = (tmp_path / "known_hosts").read_text().splitlines()
     number = 1 + next(n for n, text in enumerate(lines) if text.startswith(NODE))
     assert f"{tmp_path}/known_hosts:{number}" in said_by(caught) and "ssh-keygen -R" in said_by(caught)
-    with testbed.new_host_key(NODE), pytest.raises(Refused, match="HAS CHANGED"):
+    with testbed.new_host_key(NODE), pytest.raises(Unreachable, match="HAS CHANGED"):
         connect().prepare()
 
 
@@ -180,7 +180,7 @@ def test_hashed_names_and_several_keys_in_known_hosts(
     assert connect(config=config).prepare()["hostname"] == NODE
     right = testbed.read(NODE, "/etc/ssh/ssh_host_ed25519_key.pub")
     known.write_text(f"@revoked * {right}" + known.read_text())
-    with pytest.raises(Refused, match=r"revoked in .*known_hosts:1"):
+    with pytest.raises(Unreachable, match=r"revoked in .*known_hosts:1"):
         connect(config=config).prepare()
 
 
@@ -325,7 +325,7 @@ def test_the_ssh_program_instead(connect: Connect, testbed: Testbed, tmp_path: P
     log = written(backend, run["run_dir"], follow=True)
     assert len(log) == 500003 and log.endswith(b"end")
     config = client_config(testbed, "alice", tmp_path, wrong_key=[NODE])
-    with pytest.raises(Refused, match="does not trust") as changed:
+    with pytest.raises(Unreachable, match="does not trust") as changed:
         connect(config=config, ssh_client="openssh").prepare()
     assert "HAS CHANGED" in said_by(changed)
     config = client_config(testbed, "alice", tmp_path, agent_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import hostkeys
-from cluster.errors import Refused, Unusable
+from cluster.errors import Unreachable, Unusable
 from cluster.sshconfig import Target, parse, resolve, split_jump
 
 
@@ -69,10 +69,10 @@ def test_known_hosts_lines_and_their_judgement(target: Target, tmp_path: Path) -
         (3, "@revoked", "BAD"), (7, "@cert-authority", "CA"), (9, "", "GOOD")]
     hostkeys.check(target, "ssh-ed25519", "GOOD", "SHA256:x", known)
     for key, words in (("BAD", "revoked in .*known:3"), ("NEW", "HAS CHANGED.*known:9")):
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(Unreachable, match=words):
             hostkeys.check(target, "ssh-ed25519", key, "SHA256:x", known)
-    with pytest.raises(Refused, match="certificate authority"):
+    with pytest.raises(Unreachable, match="certificate authority"):
         hostkeys.check(target, "ssh-ed25519", "GOOD", "SHA256:x", known[1:2])
-    with pytest.raises(Refused, match="not known yet") as caught:
+    with pytest.raises(Unreachable, match="not known yet") as caught:
         hostkeys.check(replace(target, known_hosts=(file,)), "ssh-ed25519", "GOOD", "SHA256:x", [])
     assert f"ssh-keyscan -p 2222 10.0.0.5 >> {file}" in str(caught.value)
