@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.bench.measure import PYTHON, in_turn, median, ms
-from tests.bench.places import Client, Places, piped, poll
+from tests.bench.places import WORKDIR, Client, Places, piped, poll
 from tests.bench.table import Row
 
 _NODE = "gpu03"
@@ -114,7 +114,7 @@ def _both(places: Places) -> Iterator[Place]:
     yield Place("local", client, ("--cwd", str(client.project)), str(client.state / "work"), Path,
                 lambda path: ["tail", "-n", "+1", "-F", path])
     remote = places.remote()
-    yield Place("ssh", remote.client, ("--node", _NODE, "--cwd", "/tmp"), "/scratch/alice/launch",
+    yield Place("ssh", remote.client, ("--node", _NODE, "--cwd", "/tmp"), WORKDIR,
                 lambda path: remote.on_host(_NODE, path),
                 lambda path: remote.ssh(_NODE, "tail", "-n", "+1", "-F", path),
                 remote.bed.root / "net" / _NODE)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from tests.bench.measure import Spent, spend
 from tests.testbed.bed import unavailable
 from tests.testbed.testbed import Testbed
@@ -20,6 +22,7 @@ from tests.testbed.testbed import Testbed
 LAUNCH = Path(sys.prefix) / "bin" / "launch"
 GPU_NODES = ("gpu01", "gpu02", "gpu03", "gpu04", "gpu05")
 USER = "alice"
+WORKDIR = f"/scratch/{USER}/launch"  # on every node
 ALIASES = {f"n{number:02d}": GPU_NODES[number % len(GPU_NODES)] for number in range(50)}
 _ALIAS_ADDRESS = "10.77.0.1{}"  # fabric takes two names of one address for one host: each alias has its own
 _OURS = ("LAUNCH_", "XDG_")
@@ -177,10 +180,19 @@ def _cluster_yaml(path: Path, ssh_config: Path) -> Path:
     def node(host: str, workdir: str) -> dict:
         return {"via": "ssh", "host": host, "workdir": workdir, "env": {"python": sys.executable}}
 
-    nodes = {name: node(name, f"/scratch/{USER}/launch") for name in GPU_NODES}
-    nodes |= {alias: node(alias, f"/scratch/{USER}/{alias}") for alias in ALIASES}
+    nodes = {name: node(name, WORKDIR) for name in GPU_NODES}
+    nodes |= {alias: node(alias, WORKDIR) for alias in ALIASES}
     path.write_text(json.dumps({"ssh_config": str(ssh_config), "nodes": nodes}))  # JSON is YAML
     return path
+
+
+def settle(word: str) -> None:
+    """Until no process has `word` in its command line: one round must not weigh on the next."""
+    def gone() -> str:
+        lines = (" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"]))
+        return "" if any(word in line for line in lines) else "gone"
+
+    poll(f"end of {word}", gone)
 
 
 def poll(what: str, look: Callable[[], str | None], timeout_s: float = 30) -> str:

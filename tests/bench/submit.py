@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.measure import PYTHON, Spent, in_turn, median, ms, spend, typical
-from tests.bench.places import Client, Places, Remote, poll
+from tests.bench.places import WORKDIR, Client, Places, Remote, poll, settle
 from tests.bench.table import Row
 
 _STAMP = re.compile(r"^(\d{10}\.\d{9})$", re.MULTILINE)
@@ -56,10 +56,10 @@ def over_ssh(places: Places) -> Iterator[Row]:
     client, ballast = remote.client, remote.client.project / "ballast.bin"
 
     def log_of(job: str) -> Path:
-        return remote.on_host(_NODE, f"/scratch/alice/launch/runs/{job}/{_LOG}")
+        return remote.on_host(_NODE, f"{WORKDIR}/runs/{job}/{_LOG}")
 
     first = _submit(client, log_of, "--node", _NODE, "--cwd", "/tmp")
-    plain, login = in_turn(7, lambda: _submit(client, log_of, "--node", _NODE, "--cwd", "/tmp"),
+    plain, login = in_turn(5, lambda: _submit(client, log_of, "--node", _NODE, "--cwd", "/tmp"),
                            lambda: _timed(remote, "true"))
     floor = median([run.command.wall_s for run in login])
     yield _beside_ssh("ssh, --cwd, to the first line", plain, floor, 0.0)
@@ -93,7 +93,7 @@ def _submit(client: Client, log_of: Callable[[str], Path], *options: str | Path)
     spent = client.launch("submit", *options, "--", *_JOB)
     job = spent.stdout.strip()
     stamp = _stamp(log_of(job))
-    client.wait(job)
+    settle(job)
     return Submitted(stamp - began, spent)
 
 
@@ -102,7 +102,7 @@ def _submitit(folder: Path) -> Submitted:
     spent = spend([PYTHON, "-c", _SUBMITIT, folder, *_JOB])
     stem = f"{spent.stdout.strip()}_0_"
     stamp = _stamp(folder / f"{stem}log.out")
-    poll("result of submitit", lambda: str((folder / f"{stem}result.pkl").exists() or ""))
+    settle(str(folder))
     return Submitted(stamp - began, spent)
 
 
