@@ -10,6 +10,7 @@ measured because a command failed.
 """
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -46,6 +47,7 @@ def main(words: list[str]) -> int:
         print(f"no benchmark is named like {' or '.join(words)}; there are: {', '.join(BENCHMARKS)}",
               file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # takes down what is up
     print(header())
     rows: list[Row] = []
     with Places() as places:

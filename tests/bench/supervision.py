@@ -57,7 +57,7 @@ def _row(where: str, ours: list[float], bare: list[float]) -> Row:
 
 
 def _seen(client: Client, workdir: Path, *options: str) -> list[float]:
-    """Seconds until `launch wait` has ended; on this computer also until a Python that waits for the pid has."""
+    """Seconds until `launch wait` has ended; here also until a Python that waits for the same process has."""
     seconds = random.uniform(1.5, 2.5)  # in step with no polling interval
     job = client.submit(*options, "--", "sh", "-c", f"sleep {seconds:.3f}; exec date +%s.%N")
     attempt = workdir / "runs" / job / "attempts/000"
