@@ -82,11 +82,13 @@ class Snapshot:
             tar.addfile(entry)
             return
         try:
-            content = (self.root / file.path).read_bytes()
+            with open(self.root / file.path, "rb") as source:
+                content = source.read(file.size)  # what was there when it was looked at: a log may grow meanwhile
         except OSError as error:
             raise Changed(f"{file.path}: {error.strerror} while it was packed") from None
         if hashlib.sha256(content).hexdigest() != file.content:
-            raise Changed(f"{file.path} was changed while it was packed", hint="submit again")
+            raise Changed(f"{file.path} was changed while it was packed",
+                          hint=f"submit again; if it always changes, name it in {IGNORE}")
         tar.addfile(entry, io.BytesIO(content))
 
 
@@ -259,13 +261,13 @@ def _look_at(root: Path, name: str) -> File | None:
             return File(name, 0, 0o777, "-> " + os.readlink(path))
         if not stat.S_ISREG(info.st_mode):
             return None
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise Wrong(f"cannot be read: {error.strerror}", str(path),
                     f"name it in {IGNORE} to leave it out") from None
-    return File(name, info.st_size, 0o755 if info.st_mode & 0o100 else 0o644, content)
+    return File(name, len(content), 0o755 if info.st_mode & 0o100 else 0o644, hashlib.sha256(content).hexdigest())
 
 
 def _entry(name: str, mode: int, size: int) -> tarfile.TarInfo:

@@ -141,6 +141,17 @@ def test_an_edit_while_packing_is_noticed(tree: Path) -> None:
         taken.pack()
 
 
+def test_a_log_that_grows_while_packing_is_packed_as_it_was(tree: Path) -> None:
+    log = tree / "nohup.out"
+    log.write_text("step 1\n")
+    taken = snapshot.take(tree)
+    with log.open("a") as file:
+        file.write("step 2\n")
+    with taken.pack() as archive, tarfile.open(fileobj=archive) as tar:
+        packed = tar.extractfile("nohup.out")
+        assert packed and packed.read() == b"step 1\n"
+
+
 @pytest.mark.parametrize(("pattern", "matching", "other"), [
     ("*.pt", ["a.pt", "b/c.pt"], ["a.pth"]),
     ("/data", ["data/x", "data"], ["a/data/x"]),
