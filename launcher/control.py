@@ -15,7 +15,7 @@ from cluster.errors import ClusterError
 from cluster.inventory import Node
 from cluster.spec import CodeRef, JobSpec, digest
 from launcher import reconcile, snapshot, stages
-from launcher.errors import LaunchError, Wrong
+from launcher.errors import LaunchError, Refused, Wrong
 from launcher.index import Index, Job
 from launcher.jobs import JobStatus, find, from_view, status_of
 from launcher.logs import LogReader, Which
@@ -67,6 +67,7 @@ class Restarted:
     node: str
     attempt: int
     resume_step: int | None
+    resume: str | None = None  # the checkpoint's path, when its name says no step
 
 
 def node_and_backend(job: Job, start: Path) -> tuple[Node, Backend]:
@@ -106,7 +107,7 @@ def _killed(job: Job, answer: dict[str, Any] | LaunchError | ClusterError) -> Ki
 
 
 def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path) -> RestartPlan:
-    """What a restart would change. Raises Wrong, ConfigError and ClusterError."""
+    """What a restart would change. Raises Wrong, Refused, ConfigError and ClusterError."""
     job = find(index, word)
     node, backend = node_and_backend(job, start)
     shown = backend.show(job.run_dir)
@@ -149,6 +150,11 @@ def _changed_config(shown: dict[str, Any], spec: JobSpec, sets: Sequence[str], n
 def _fresh_code(spec: JobSpec, start: Path) -> snapshot.Snapshot:
     from configs.load import load_stage
 
+    if spec.resume_rule.kind == "glob" and not (spec.resume_rule.glob or "").startswith(("/", "../")):
+        raise Refused(f"--fresh-code: {spec.id} writes its checkpoints into its copy of the code "
+                      f"({spec.resume_rule.glob}); they would go with it",
+                      hint=f"a new job has the new code: launch submit {spec.stage} --resume PATH, "
+                           "the path of the checkpoint on the node")
     if spec.stage != stages.COMMAND:
         return snapshot.take(*stages.code_of(load_stage(spec.stage, start), start))
     if spec.code == CodeRef() or spec.code.digest is None:
@@ -164,7 +170,12 @@ def restart(index: Index, plan: RestartPlan, grace_s: float | None) -> Restarted
                                  config=plan.config, secrets=plan.secrets, code=code)
     for view in backend.status([plan.job.run_dir])["jobs"]:
         heard(index, plan.job, view)
-    return Restarted(plan.job.id, plan.job.node, answer["attempt"], answer["resume_step"])
+    resume = None if answer["resume_step"] is not None else _resumed_from(backend, plan.job, answer["attempt"])
+    return Restarted(plan.job.id, plan.job.node, answer["attempt"], answer["resume_step"], resume)
+
+
+def _resumed_from(backend: Backend, job: Job, attempt: int) -> str | None:
+    return next((one["resume"] for one in backend.show(job.run_dir)["attempts"] if one["n"] == attempt), None)
 
 
 def wait(index: Index, words: Sequence[str], start: Path) -> list[JobStatus]:

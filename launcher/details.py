@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.api import Details
-from launcher.views import age, aligned, number, visible, why
+from launcher.views import age, aligned, ending, number, visible, why
 
-_PATCH_LINES = 60  # of the uncommitted changes; all of them are in --json
+_FILES = 20  # of the uncommitted changes that are named
 
 
 def as_object(found: Details) -> dict[str, Any]:
@@ -36,17 +36,22 @@ def _head(found: Details) -> str:
     if found.spec:
         rows += [("command", _command(found.spec)), ("directory", found.spec["cwd"]),
                  ("GPUs", found.spec["gpus"]),
-                 ("processes", "" if found.spec["gpus"] else found.spec["procs"]),
+                 ("processes", _processes(found.spec)),
                  ("secrets", ", ".join(found.spec["secrets"])), ("by", found.spec["submitted_by"])]
     rows += [("submitted", _when(job.submitted_at, now)), ("started", _when(job.started_at, now)),
              ("ended", _when(job.ended_at, now)), ("step", _step(found)), ("loss", number(job.loss)),
-             ("memory", f"{job.peak_rss_mb:.0f} MB at most" if job.peak_rss_mb else "")]
+             ("memory", f"{job.peak_rss_mb:.0f} MB at its peak" if job.peak_rss_mb else "")]
     return "\n".join(f"{title:10} {visible(str(value))}" for title, value in rows if value)
 
 
 def _command(spec: dict[str, Any]) -> str:
     words = {"torchrun": ["torchrun"], "python": ["python"], "command": []}[spec["kind"]]
     return shlex.join([*words, *spec["argv"]]) + (" config.yaml" if spec["pass_config"] else "")
+
+
+def _processes(spec: dict[str, Any]) -> str:
+    """How many ranks on the CPU; how many processes a command starts is its own affair."""
+    return str(spec["procs"]) if spec["kind"] == "torchrun" and not spec["gpus"] else ""
 
 
 def _step(found: Details) -> str:
@@ -68,9 +73,30 @@ def _code(found: Details) -> Iterator[str]:
         if code.get("untracked") else []
     if lines:
         yield "\n".join(visible(line) for line in lines)
-    if patch := (code.get("patch") or "").splitlines():
-        more = [f"… {len(patch) - _PATCH_LINES} more lines: --json"] if len(patch) > _PATCH_LINES else []
-        yield _block("uncommitted changes", [*patch[:_PATCH_LINES], *more])
+    if changes := changed_files(code.get("patch") or ""):
+        more = [f"and {len(changes) - _FILES} more"] if len(changes) > _FILES else []
+        yield _block(f"uncommitted changes (the patch is code.patch of: launch show {found.status.id} --json)",
+                     [*(_change(name, *counts) for name, counts in list(changes.items())[:_FILES]), *more])
+
+
+def changed_files(patch: str) -> dict[str, tuple[int, int]]:
+    """File -> lines added and removed, from what `git diff` printed; (0, 0): a binary file, or its mode."""
+    counts: dict[str, list[int]] = {}
+    name, in_hunk = "", False
+    for line in patch.splitlines():
+        if line.startswith("diff --"):  # --git a/NAME b/NAME, or --cc NAME during a merge
+            name = line.rpartition(" b/")[2] if " b/" in line else line.split(" ", 2)[-1]
+            name, in_hunk = name.rstrip('"'), False
+            counts[name] = [0, 0]
+        elif line.startswith("@@"):
+            in_hunk = True
+        elif in_hunk and line[:1] in ("+", "-"):
+            counts[name]["+-".index(line[0])] += 1
+    return {name: (added, removed) for name, (added, removed) in counts.items()}
+
+
+def _change(name: str, added: int, removed: int) -> str:
+    return f"{name}  +{added} -{removed}" if added or removed else f"{name}  (binary or mode)"
 
 
 def _config(found: Details) -> Iterator[str]:
@@ -90,7 +116,7 @@ def _attempts(found: Details) -> Iterator[str]:
             "GPUs": [str(len(one["gpus"])) for one in rows],
             "python": [visible(f"{(one['env'] or {}).get('python') or ''}") for one in rows],
             "torch": [visible(f"{(one['env'] or {}).get('torch') or ''}") for one in rows],
-            "ended": [visible(": ".join(filter(None, (one["reason"], one["detail"])))) for one in rows],
+            "ended": [visible(_ending(one)) for one in rows],
         })
 
 
@@ -121,13 +147,18 @@ def _told(event: dict[str, Any]) -> str:
         case "stop_asked":
             text = f"stop asked by {event['by']} ({event['why']}), {event['grace_s']:g} s to save"
         case "attempt_ended":
-            text = f"ended: {event['reason']}" + (f": {event['detail']}" if event["detail"] else "")
+            text = f"ended: {_ending(event)}"
             text += "" if event["next"] == "end" else f"; then {event['next']}"
         case "note":
             text = event["text"]
         case _:
             text = str(kind)
     return text
+
+
+def _ending(record: dict[str, Any]) -> str:
+    """Of an attempt or an event, in full."""
+    return ": ".join(filter(None, ending(record["reason"] or "", record["detail"])))
 
 
 def _block(title: str, lines: list[str]) -> str:

@@ -1,10 +1,12 @@
 """What is said about one thing that was or would be done: submitted, killed, restarted, ended, a dry run."""
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launcher.views import age, first_line, visible
+from launcher.views import age, cause, visible
 
 if TYPE_CHECKING:
     from launcher.control import Killed, Restarted, RestartPlan
@@ -12,28 +14,40 @@ if TYPE_CHECKING:
     from launcher.submit import Draft, Submitted
 
 
-def submitted(job: Submitted, following: bool) -> str:
+def submitted(job: Submitted, unset_secrets: Sequence[str], following: bool) -> str:
     lines = [f"{job.id} on {job.node}: {job.run_dir}"]
-    if not following:
-        lines.append(f"  follow it: launch logs -f {job.id}")
-    lines.append(f"  {'Ctrl-C leaves it alone; ' if following else ''}stop it: launch kill {job.id}")
+    if unset_secrets:
+        lines.append(f"  not set here: {', '.join(unset_secrets)}; "
+                     f"the job gets what {job.node} was given before, if any")
+    lines.append(f"  Ctrl-C leaves it alone; stop it: launch kill {job.id}" if following else _go_on(job.id))
     return "\n".join(lines)
+
+
+def _go_on(job: str) -> str:
+    return f"  follow it: launch logs -f {job}; stop it: launch kill {job}"
 
 
 def fate(job: JobStatus) -> str:
     """One line about how a job ended, and one about what to do then."""
     line = f"{job.id} {job.state}"
     if job.state != "COMPLETED" and job.reason:
-        line += f": {job.reason}" + (f": {visible(first_line(job.detail))}" if job.detail else "")
+        line += f": {visible(cause(job))}"
     if job.state != "COMPLETED" and job.checkpoint_step is not None:
         line += f"\n  from its checkpoint at step {job.checkpoint_step}: launch restart {job.id}"
     return line
 
 
+def silent(job: JobStatus, grep: str | None) -> str:
+    """Why a log shows nothing."""
+    if grep is not None:
+        return "no line matches"
+    return f"nothing was printed; {fate(job)}"
+
+
 def killed(result: Killed) -> str:
     line = f"{result.id} {result.state}"
     if result.already:
-        line += " (it had been asked to stop, or had ended, before)"
+        line += " (it had already ended or been asked to stop)"
     if result.checkpoint_step is not None:
         line += f", checkpoint at step {result.checkpoint_step}"
     freed = [f"{result.processes} process{'' if result.processes == 1 else 'es'}"] if result.processes else []
@@ -55,22 +69,30 @@ def restart_plan(plan: RestartPlan, asked: bool) -> str:
 
 
 def restarted(done: Restarted) -> str:
-    start = "from the start" if done.resume_step is None else f"from step {done.resume_step}"
-    return (f"{done.id} on {done.node}: attempt {done.attempt}, {start}\n"
-            f"  follow it: launch logs -f {done.id}\n  stop it: launch kill {done.id}")
+    if done.resume_step is not None:
+        start = f"from step {done.resume_step}"
+    else:
+        start = f"from {done.resume}" if done.resume else "from the start: it has no checkpoint to go on from"
+    return f"{done.id} on {done.node}: attempt {done.attempt}, {start}\n{_go_on(done.id)}"
 
 
 def draft(ready: Draft, command_lines: list[list[str]]) -> str:
     """What `--dry-run` prints."""
     spec = ready.spec
-    takes = f"GPUs: {spec.gpus}" if spec.gpus else f"processes: {spec.ranks}, on the CPU"
+    takes = f"GPUs: {spec.gpus}" if spec.gpus else "on the CPU"
+    if spec.kind == "torchrun" and not spec.gpus:  # how many a command starts is its own affair
+        takes = f"processes: {spec.ranks}, {takes}"
     rows = [("job", spec.id + (f" ({spec.name})" if spec.name else "")),
             ("node", f"{ready.node.name}, {takes}")]
     if spec.time_s:
         rows.append(("time", age(spec.time_s)))
     rows += [("runs", shlex.join(line)) for line in command_lines]
     rows.append(("code", _code(ready)))
-    rows.append(("resume", spec.resume))
+    if spec.resume_rule.kind != "none":
+        rows.append(("resume", spec.resume))
+    if spec.secrets:
+        rows.append(("secrets", ", ".join(
+            name + (" (not set here)" if name in ready.unset_secrets else "") for name in spec.secrets)))
     rows.append(("restarts", str(spec.restart.max_restarts)))
     text = "\n".join(f"{title:9} {value}" for title, value in rows)
     return text + (f"\n\n# config.yaml\n{ready.config.rstrip()}" if ready.config else "")
@@ -89,4 +111,4 @@ def _commit(sha: str | None, dirty: bool) -> str:
 
 
 def _value(value: Any) -> str:
-    return visible(value if isinstance(value, str) else repr(value))
+    return visible(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,17 +51,20 @@ class Plan:
 
 def plan(request: Request, node: Node) -> Plan:
     """Raises ConfigError and Wrong for every mistake that can be seen from here."""
-    _check_request(request)
+    check_request(request)
     return _plan_stage(request, node) if request.stage else _plan_command(request, node)
 
 
-def _check_request(request: Request) -> None:
+def check_request(request: Request) -> None:
+    """Raises Wrong for words that do not go together."""
     if bool(request.stage) == bool(request.argv):
         raise Wrong("either a stage or a command after `--` is needed" if not request.stage
                     else "a stage and a command after `--` cannot be given together",
                     hint="launch submit phase3 …   or   launch submit --name X -- python train.py …")
     if request.argv and (request.config or request.sets):
         raise Wrong("--config and --set belong to a stage; a command is run as it stands")
+    if request.argv and request.resume not in ("auto", "never"):
+        raise Wrong("--resume belongs to a stage, whose file says how; a command is run as it stands")
     if request.stage and request.cwd:
         raise Wrong("--cwd belongs to a command; a stage runs in its own copy of the code")
     for text in (*request.argv, request.name or "", request.cwd or "", *request.sets):
@@ -87,9 +91,9 @@ def _plan_command(request: Request, node: Node) -> Plan:
 
 def _plan_stage(request: Request, node: Node) -> Plan:
     from configs.fields import parse_duration
-    from configs.load import load_run, load_stage
+    from configs.load import load_run
 
-    stage = load_stage(request.stage or "", request.start)
+    stage = _stage_named(request.stage or "", request.start)
     run = load_run(stage, request.config, list(request.sets), request.start)
     wanted, retry = run.resources, stage.spec.restart
     if wanted.gpus == "shared" and request.gpus is None:
@@ -107,6 +111,21 @@ def _plan_stage(request: Request, node: Node) -> Plan:
         progress=dict(stage.spec.progress))
     tree, only = code_of(stage, request.start)
     return Plan(_common(spec, request, node), stage, run, tree, only)
+
+
+def _stage_named(name: str, start: Path) -> Stage:
+    """Raises ConfigError, and Wrong for a program that a person took for a stage."""
+    from configs.errors import ConfigError
+    from configs.load import load_stage
+
+    try:
+        return load_stage(name, start)
+    except ConfigError:
+        if not (start / name).is_file():
+            raise
+        program = f"python {shlex.quote(name)}" if name.endswith(".py") else f"./{shlex.quote(name)}"
+        raise Wrong(f"{name!r} is a file, not a stage",
+                    hint=f"a command stands after `--`: launch submit -- {program}") from None
 
 
 def _common(spec: JobSpec, request: Request, node: Node) -> JobSpec:
@@ -176,6 +195,7 @@ class Paths:
     values: dict[str, str]  # dotted key -> path on the node (`~` is the home there)
     from_here: dict[str, Path]  # key of a relative --set path -> the nearest thing above it that is here
     inputs: tuple[str, ...]  # dotted keys of paths that must exist
+    run_file: Path | None = None
 
     def asked(self) -> list[str]:
         return list(dict.fromkeys([*(str(path) for path in self.from_here.values()),
@@ -206,7 +226,7 @@ def paths_of(run: Resolved, stage: Stage, node: Node, start: Path) -> Paths:
                         node.name, f"add `data:` to its entry in cluster.yaml, or --set {key}=/absolute/path")
         else:
             values[key] = os.path.join(node.data, value)
-    return Paths(values, from_here, run.path_keys if stage.spec.schema else ())
+    return Paths(values, from_here, run.path_keys if stage.spec.schema else (), run.source)
 
 
 def nearest_existing(path: Path) -> Path:
@@ -220,7 +240,7 @@ def check_paths(paths: Paths, stats: dict[str, Any], node: Node) -> None:
     for key in paths.inputs:
         if stats.get(paths.values[key]) is None:
             raise Wrong(f"{key}: there is no {paths.values[key]} on this node", node.name,
-                        f"mend the run file, or --set {key}=/path/on/{node.name}")
+                        f"mend {paths.run_file or 'its config'}, or --set {key}=/path/on/{node.name}")
 
 
 def check_seen(option: str, here: Path, stats: dict[str, Any], node: Node) -> None:

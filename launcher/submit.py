@@ -32,6 +32,11 @@ class Draft:
     config: str | None  # config.yaml, with paths of the node
     have_code: bool  # the node has this snapshot already
 
+    @property
+    def unset_secrets(self) -> list[str]:
+        """Names of the job's secrets that this environment has no value for."""
+        return [name for name in self.spec.secrets if not os.environ.get(name)]
+
 
 @dataclass(frozen=True)
 class Submitted:
@@ -49,6 +54,7 @@ def draft(index: Index, request: stages.Request) -> Draft:
     """
     from launcher.nodes import node_named
 
+    stages.check_request(request)
     node = node_named(request.node, request.start)
     check_name(index, request.name, request.start)
     resume = _resume_path(index, request)
@@ -154,13 +160,9 @@ def _check_prepared(spec: JobSpec, prepared: dict[str, Any], node: Node) -> None
     free = [gpu for gpu in prepared.get("gpus", ())
             if spec.gpu_choice is None or gpu["index"] in spec.gpu_choice]
     if spec.gpus > len(free):
-        raise Wrong(f"the job asks for {_count(spec.gpus)}, the node has {len(free) or 'none'}", node.name,
-                    f"--gpus {len(free)}" + ("" if free else f": {_count(spec.procs, 'process')} on the CPU"))
-
-
-def _count(number: int, noun: str = "GPU") -> str:
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{number} {noun if number == 1 else plural}"
+        asked = f"{spec.gpus} GPU{'' if spec.gpus == 1 else 's'}"
+        raise Wrong(f"the job asks for {asked}, the node has {len(free) or 'none'}", node.name,
+                    f"--gpus {len(free)}" + ("" if free else ": on the CPU"))
 
 
 @dataclass(frozen=True)

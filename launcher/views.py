@@ -12,6 +12,7 @@ from launcher.jobs import JobStatus
 # Columns left out, first to last, when the terminal is too narrow for all of them.
 _DISPENSABLE = ("it/s", "attempt", "stage", "eta", "gpus", "loss", "name", "age")
 _NARROWEST_REASON = 24
+_BY_SOMEBODY = " by a person"  # the end of some of `cluster.events.Reason`
 
 
 def width(text: str) -> int:
@@ -107,7 +108,7 @@ def why(job: JobStatus, now: float) -> str:
     """What a person needs to know beside the state: the reason, what it waits for, how old the answer is."""
     parts = ["by hand"] if job.by_hand else []
     if job.reason and job.state != "COMPLETED":
-        parts.append(job.reason + (f": {first_line(job.detail)}" if job.detail else ""))
+        parts.append(cause(job))
     elif job.state == "PENDING" and job.detail:
         parts.append(first_line(job.detail))
     if job.state == "RESTARTING" and job.retry_at and job.retry_at > now:
@@ -117,6 +118,20 @@ def why(job: JobStatus, now: float) -> str:
     if job.stale:
         parts.append(last_seen(job))
     return "; ".join(parts)
+
+
+def cause(job: JobStatus) -> str:
+    """Why it ended. What a person did needs no more words; `show` has them."""
+    reason, detail = ending(job.reason or "", job.detail)
+    return reason if not detail or reason != job.reason else f"{reason}: {first_line(detail)}"
+
+
+def ending(reason: str, detail: str) -> tuple[str, str]:
+    """Reason and detail of an ending, with the name where the reason only says that it was a person."""
+    name, _, how = detail.partition(": ")
+    if reason.endswith(_BY_SOMEBODY) and name.startswith("by "):
+        return f"{reason.removesuffix(_BY_SOMEBODY)} {name}", how
+    return reason, detail
 
 
 def last_seen(job: JobStatus) -> str:
@@ -141,6 +156,10 @@ def _eta(job: JobStatus, now: float) -> str:
     return age(job.eta_s) if job.eta_s is not None and job.state == "RUNNING" else ""
 
 
+def _speed(job: JobStatus, now: float) -> str:
+    return number(job.it_s, 3) if job.state in ("RUNNING", "STOPPING") else ""
+
+
 def _age(job: JobStatus, now: float) -> str:
     since = job.ended_at if job.ended else job.submitted_at or job.started_at
     return age(now - since) if since else ""
@@ -155,7 +174,7 @@ _COLUMNS: dict[str, Callable[[JobStatus, float], str]] = {
     "state": lambda job, now: job.state,
     "step": _steps,
     "loss": lambda job, now: number(job.loss),
-    "it/s": lambda job, now: number(job.it_s, 3),
+    "it/s": _speed,
     "eta": _eta,
     "attempt": lambda job, now: "" if not job.attempt else str(job.attempt),
     "age": _age,

@@ -5,12 +5,35 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-from launcher.errors import Wrong
+from launcher.errors import Wrong, nearest
+
+UNKNOWN = "unrecognized arguments: "
 
 
-def parser(verb: str, about: str, usage: str | None = None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"launch {verb}", description=about, usage=usage, allow_abbrev=False)
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the words of a verb as everything else is said: raises Wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        hint = f"{self.prog} --help says what it takes"
+        if message.startswith(UNKNOWN):
+            words = message.removeprefix(UNKNOWN)
+            message = f"{words}: not understood"
+            close = nearest(words.split(maxsplit=1)[0].partition("=")[0], self._option_string_actions)
+            hint = f"nearest: {close}; {hint}" if close else hint
+        raise Wrong(message.removeprefix("argument "), hint=hint)
+
+
+def parser(verb: str, about: str, usage: str | None = None) -> Parser:
+    return Parser(prog=f"launch {verb}", description=about, usage=usage, allow_abbrev=False)
+
+
+def count(text: str) -> int:
+    """A whole number from 0 on, for `type=` of an option."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
 
 
 def here() -> Path:

@@ -1,6 +1,7 @@
 """launch kill: checkpoint, stop, verify."""
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from launcher import api, sentences
@@ -14,8 +15,8 @@ def run(argv: Sequence[str]) -> int:
     try:
         results = api.kill(args.jobs, grace_s=grace_s, now=args.now, start=here())
     except KeyboardInterrupt:
-        raise Interrupted("\nthe stop was asked for and goes on without you",
-                          hint="see it with: launch status") from None
+        raise Interrupted("\nnot waiting any more; a stop that its node has heard goes on",
+                          hint=f"see it with: launch status {shlex.join(args.jobs)}") from None
     for result in results:
         if result.error:
             tell(f"error: {result.id}: {result.error}")

@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from launcher import api
-from launcher.commands._common import here, parser, tell
+from launcher import api, sentences
+from launcher.commands._common import count, here, parser, tell
 from launcher.errors import Interrupted, Wrong
 from launcher.jobs import JobStatus
 from launcher.logs import LogReader, Piece, Which, merged
@@ -16,7 +16,11 @@ def run(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     which = Which(_ranks(args.rank), _attempt(args.attempt), args.lines, args.follow, args.grep)
     reader = api.logs(args.job, which, tell=tell, start=here())
-    copy(reader, args.job)
+    job, written = copy(reader, args.job)
+    if args.follow:
+        tell(sentences.fate(job))
+    elif not written and args.lines != 0:
+        tell(sentences.silent(job, args.grep))
     return 0
 
 
@@ -25,7 +29,7 @@ def _parser():
     p.add_argument("job", nargs="?", default="@last", metavar="JOB", help="default: @last")
     p.add_argument("-f", "--follow", action="store_true",
                    help="go on until the job has ended; Ctrl-C leaves it alone")
-    p.add_argument("-n", dest="lines", type=_count, metavar="N", help="only the last N lines")
+    p.add_argument("-n", dest="lines", type=count, metavar="N", help="only the last N lines")
     p.add_argument("--rank", default="0", metavar="R|all",
                    help="another rank, several as 0,2, or all merged by lines")
     p.add_argument("--attempt", default="last", metavar="K|all", help="an earlier attempt, or all of them")
@@ -33,12 +37,17 @@ def _parser():
     return p
 
 
-def copy(reader: LogReader, job: str) -> JobStatus:
-    """The log to stdout -> the last that was heard of the job. Ctrl-C raises Interrupted."""
+def copy(reader: LogReader, job: str) -> tuple[JobStatus, int]:
+    """The log to stdout -> the last that was heard of the job, and how many bytes there were.
+
+    Ctrl-C raises Interrupted.
+    """
+    written = 0
     several = not (reader.which.ranks == "0" or len(reader.which.ranks) == 1)
     try:
         for data in merged(_announced(reader)) if several else (piece.data for piece in _announced(reader)):
             _write(data)
+            written += len(data)
     except KeyboardInterrupt:
         known = api.known(job)
         if known.ended or not reader.which.follow:
@@ -47,7 +56,7 @@ def copy(reader: LogReader, job: str) -> JobStatus:
             f"\n{known.id} goes on, on {known.node}",
             hint=f"come back: launch logs -f {known.id}\n  stop it:   launch kill {known.id}") from None
     assert reader.final is not None
-    return api.remember(job, reader.final)
+    return api.remember(job, reader.final), written
 
 
 def _announced(reader: Iterable[Piece]) -> Iterator[Piece]:
@@ -64,13 +73,6 @@ def _write(data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(sys.stdout.fileno(), view):]
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number
 
 
 def _ranks(text: str) -> str | tuple[int, ...]:

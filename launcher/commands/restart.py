@@ -15,7 +15,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         done = api.restart(plan)
     except KeyboardInterrupt:
-        raise Interrupted(f"\nthe restart of {plan.job.id} was asked for and goes on without you",
+        raise Interrupted(f"\nnot waiting any more; a restart that {plan.job.node} has heard goes on",
                           hint=f"see it with: launch status {plan.job.id}") from None
     tell(sentences.restarted(done))
     print(done.id)

@@ -15,7 +15,7 @@ _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 def run(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if not args.watch:
-        _once(args)
+        _draw(args, _ask(args))
         return 0
     try:
         _watch(args)
@@ -35,8 +35,11 @@ def _parser():
     return p
 
 
-def _once(args, keep: Sequence[str] = ()) -> api.Statuses:
-    found = api.status(args.jobs, all_jobs=args.all, ask_all_nodes=args.rescan, keep=keep, start=here())
+def _ask(args, keep: Sequence[str] = ()) -> api.Statuses:
+    return api.status(args.jobs, all_jobs=args.all, ask_all_nodes=args.rescan, keep=keep, start=here())
+
+
+def _draw(args, found: api.Statuses) -> None:
     for node, why in found.unreachable.items():
         tell(f"{node} could not be asked: {views.first_line(why).removeprefix(f'{node}: ')}")
     for note in found.notes:
@@ -47,16 +50,16 @@ def _once(args, keep: Sequence[str] = ()) -> api.Statuses:
         print(views.status_table(found.jobs, columns()))
     else:
         print("no jobs are running; launch status --all shows the ended ones" if found.more_ended
-              else "no jobs yet")
-    return found
+              else "no job is known here; launch status --rescan asks every node")
 
 
 def _watch(args) -> None:
     keep: list[str] = []
     while True:
+        shown = _ask(args, keep)  # the old picture stands until the new one is there
         if sys.stdout.isatty() and not args.json:
-            print(_HOME_AND_CLEAR, end="")
-        shown = _once(args, keep)
+            print(_HOME_AND_CLEAR, end="", flush=True)
+        _draw(args, shown)
         sys.stdout.flush()
         keep = [job.id for job in shown.jobs]
         args.rescan = False

@@ -1,10 +1,12 @@
 """launch submit: pack, check, start."""
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from launcher import api, sentences
-from launcher.commands._common import here, parser, seconds, tell
+from launcher.commands._common import UNKNOWN, count, here, parser, seconds, tell
+from launcher.errors import Wrong
 from launcher.logs import Which
 from launcher.stages import Request
 
@@ -13,13 +15,14 @@ _USAGE = "launch submit STAGE [options]\n       launch submit [options] -- CMD A
 
 def run(argv: Sequence[str]) -> int:
     options, command = _split(argv)
-    args = _parser().parse_args(options)
+    args, words = _parser().parse_known_args(options)
+    _refuse_loose(args.stage, words)
     ready = api.draft(_request(args, command))
     if args.dry_run:
         print(sentences.draft(ready, api.command_lines(ready)))
         return 0
     job = api.send(ready)
-    tell(sentences.submitted(job, following=args.follow))
+    tell(sentences.submitted(job, ready.unset_secrets, following=args.follow))
     if not args.follow:
         print(job.id)
         return 0
@@ -29,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
 def _follow(job: str) -> int:
     from launcher.commands.logs import copy
 
-    ended = copy(api.logs(job, Which(attempt="all", follow=True), tell=tell, start=here()), job)
+    ended, _ = copy(api.logs(job, Which(attempt="all", follow=True), tell=tell, start=here()), job)
     tell(sentences.fate(ended))
     return int(ended.state != "COMPLETED")
 
@@ -41,6 +44,15 @@ def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
         return words, ()
     at = words.index("--")
     return words[:at], tuple(words[at + 1:])
+
+
+def _refuse_loose(stage: str | None, words: Sequence[str]) -> None:
+    """A command without its `--` is the likeliest mistake. Raises Wrong."""
+    if words and not words[0].startswith("-"):
+        raise Wrong(f"{words[0]}: a stage takes no further words",
+                    hint=f"a command stands after `--`: launch submit -- {stage} {shlex.join(words)}")
+    if words:
+        _parser().error(UNKNOWN + " ".join(words))
 
 
 def _request(args, command: tuple[str, ...]) -> Request:
@@ -56,7 +68,7 @@ def _parser():
     p.add_argument("stage", nargs="?", metavar="STAGE", help="a file of configs/stages, as in phase3")
     p.add_argument("--node", default="local", metavar="N",
                    help="where: a node of cluster.yaml; default: local, this computer")
-    p.add_argument("--gpus", type=_number, metavar="N",
+    p.add_argument("--gpus", type=count, metavar="N",
                    help="how many GPUs; default: what the stage says, none for a command")
     p.add_argument("--config", metavar="RUN", help="a run file by its name or path; default: the stage's own")
     p.add_argument("--set", action="append", default=[], metavar="A.B=V",
@@ -64,7 +76,7 @@ def _parser():
     p.add_argument("--name", metavar="X", help="a name for the job, unique among those not ended")
     p.add_argument("--resume", default="auto", metavar="auto|never|JOB|PATH",
                    help="begin from a job's newest checkpoint, or from this one")
-    p.add_argument("--max-restarts", type=_number, metavar="N", help="how often to try again after a failure")
+    p.add_argument("--max-restarts", type=count, metavar="N", help="how often to try again after a failure")
     p.add_argument("--time", metavar="24h", help="stop it after this long")
     p.add_argument("--grace", metavar="60s", help="how long it may take to save when it is stopped")
     p.add_argument("--cwd", metavar="DIR",
@@ -73,10 +85,3 @@ def _parser():
     p.add_argument("--follow", action="store_true",
                    help="then print its log; the exit code is the job's fate")
     return p
-
-
-def _number(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError(text)
-    return number

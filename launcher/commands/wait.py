@@ -1,6 +1,7 @@
 """launch wait: blocks until jobs have ended."""
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from launcher import api, sentences
@@ -13,7 +14,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         ended = api.wait(args.jobs, start=here())
     except KeyboardInterrupt:
-        names = " ".join(args.jobs)
+        names = shlex.join(args.jobs)
         raise Interrupted("\nnot waiting any more; the jobs go on",
                           hint=f"come back: launch wait {names}\n  stop them: launch kill {names}") from None
     for job in ended:

@@ -25,6 +25,8 @@ def test_a_stage_is_submitted_followed_and_remembered(person: Person) -> None:
     assert KEYS <= job.keys()
     assert (job["state"], job["step"], job["total"], job["stage"]) == ("COMPLETED", 2, 2, "tick")
     assert person.run("logs").stdout == done.stdout
+    assert f"{job['id']} COMPLETED" in person.run("logs", "-f").stderr
+    assert person.run("logs", "--grep", "no such").stderr == "no line matches\n"
     assert person.run("logs", "-n", "1").stdout == "step 2 of 2 loss 0.5000\n"
     assert person.run("logs", "--grep", "step 1").stdout == "step 1 of 2 loss 1.0000\n"
     assert person.run("logs", "--rank", "all").stdout.startswith("[rank 0] attempt 0 in ")
@@ -49,7 +51,7 @@ def test_kill_says_what_it_freed_and_can_be_asked_twice(person: Person, tmp_path
     said = person.run("kill", "쥐").stdout
     assert f"{job} CANCELLED" in said and "freed" in said
     assert "stopping" in person.run("logs", job).stdout
-    assert "before" in person.run("kill", job).stdout
+    assert "had already ended" in person.run("kill", job).stdout
     assert person.status(job)["state"] == "CANCELLED"
 
 
@@ -77,6 +79,15 @@ def test_an_ended_job_is_restarted_with_fresh_code(person: Person) -> None:
     assert "fresh code" in person.run("restart", job, "--fresh-code").stderr
     person.run("wait", job)
     assert person.run("logs", job).stdout.endswith("the mouse ran away\n")
+
+
+def test_fresh_code_does_not_take_the_checkpoints_along(person: Person) -> None:
+    stage = person.at / "configs" / "stages" / "tick.yaml"
+    stage.write_text(stage.read_text() + "resume: {glob: 'out/ckpt-*', arg: '--resume {path}'}\n")
+    job = person.submit("tick")
+    person.run("wait", job)
+    assert "out/ckpt-*" in person.run("restart", job, "--fresh-code", code=4).stderr
+    assert person.status(job)["attempt"] == 0
 
 
 def test_ctrl_c_leaves_the_job_alone_and_says_how_to_go_on(person: Person, tmp_path: Path) -> None:
@@ -159,6 +170,11 @@ def _dead_pid() -> int:
     (["submit", "tick", "--set", "stepz=1"], 2, "nearest: steps"),
     (["submit", "tick", "--gpus", "99"], 2, "99 GPUs"),
     (["submit", "tick", "--gpus", "-1"], 2, "--gpus"),
+    (["submit", "tick", "--gpus", "two"], 2, "--gpus: 'two' is no whole number"),
+    (["submit", "tick", "--nod", "local"], 2, "nearest: --node"),
+    (["submit", "python", "tick.py", "a b"], 2, "launch submit -- python tick.py 'a b'"),
+    (["submit", "tick.py"], 2, "launch submit -- python tick.py"),
+    (["submit", "--resume", "x", "--", "true"], 2, "--resume belongs to a stage"),
     (["submit", "tick", "--time", "soon"], 2, "no duration"),
     (["submit", "tick", "--resume", "./nothing"], 2, "no such path"),
     (["submit", "tick", "--resume", "nothing"], 2, "no such job"),
@@ -167,6 +183,8 @@ def _dead_pid() -> int:
     (["submit", "tick", "--", "true"], 2, "cannot be given together"),
     (["logs"], 2, "no job is known"),
     (["logs", "--rank", "x"], 2, "--rank"),
+    (["logs", "-n", "-3"], 2, "-n: "),
+    (["kill"], 2, "required: JOB"),
     (["kill", "nothing"], 2, "no such job"),
     (["restart", "nothing"], 2, "no such job"),
     (["wait", "nothing"], 2, "no such job"),
