@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -22,7 +23,9 @@ from cluster.states import (
 BY_HAND_QUIET_S = 900.0  # a run started by hand that wrote nothing for so long is taken for ended
 UNBORN_S = 60.0  # a job without any attempt is taken for one that is just being submitted for this long
 _TAIL = 64 << 10
-_HEARTBEAT_KEYS = ("step", "total", "loss", "it_s", "eta_s", "peak_rss_mb")
+_LAST_LINES = 8 << 10  # bytes of metrics.jsonl that hold the last training line, whatever stands behind it
+_PROGRESS_KEYS = ("step", "total", "loss", "it_s", "eta_s")
+_HEARTBEAT_KEYS = (*_PROGRESS_KEYS, "peak_rss_mb")
 
 
 class BrokenRun(Exception):
@@ -126,12 +129,29 @@ def _supervised(run: RunDir, spec: dict[str, Any]) -> dict[str, Any]:
         "backend": "host", "run_dir": str(run.path), "by_hand": False,
         **_state_facts(status),
         **{key: beat.get(key) for key in _HEARTBEAT_KEYS},
+        **_latest_progress(attempts, status),
         "gpus": list(launches[-1].gpus) if launches else [],
         "heard_at": beat.get("t"),
         "started_at": starts[0].t if starts else None,
         "resume_step": starts[-1].resume_step if starts else None,
         "checkpoint_step": checkpoint_step,
     }
+
+
+def _latest_progress(attempts: list[AttemptDir], status: Status) -> dict[str, Any]:
+    """Of a running attempt: its heartbeat is up to ten seconds older than its metrics."""
+    return _said(attempts[-1]) if attempts and isinstance(status, Running | Stopping) else {}
+
+
+def _said(attempt: AttemptDir) -> dict[str, Any]:
+    """The progress of an attempt by the last lines of its metrics; empty when it writes none."""
+    try:
+        lines = _tail(attempt.metrics, _LAST_LINES)
+    except FileNotFoundError:
+        return {}
+    found = {key: line[key] for line in lines for key in _PROGRESS_KEYS if line.get(key) is not None}
+    return {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in found.items()}
 
 
 def _heard(run: RunDir, attempts: list[AttemptDir], status: Status) -> Heard | None:
@@ -208,10 +228,10 @@ def _by_hand_status(attempt: int, last: dict[str, Any], written: float) -> Statu
     return Running(written, attempt)
 
 
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last lines of a metrics file that parse."""
+def _tail(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
+    """The lines in the last `size` bytes of a metrics file that parse."""
     with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+        file.seek(max(0, os.fstat(file.fileno()).st_size - size))
         raw = file.read()
     found = []
     for line in raw.split(b"\n"):
@@ -234,7 +254,7 @@ def _attempt_facts(attempt: AttemptDir) -> dict[str, Any]:
         "n": attempt.number, "started_at": start.t if start else None, "ended_at": end.t if end else None,
         "reason": end.reason.value if end else None, "detail": end.detail if end else "",
         "resume": start.resume if start else None, "resume_step": start.resume_step if start else None,
-        "step": end.step if end else beat.get("step"),
+        "step": end.step if end else (beat | _said(attempt)).get("step"),
         "checkpoint_step": end.checkpoint_step if end else None,
         "gpus": list(launched.gpus) if launched else [], "env": _env(attempt),
     }

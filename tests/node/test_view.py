@@ -1,0 +1,43 @@
+"""What a node says about a job that runs."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from cluster.events import Event
+from cluster.node import process
+from cluster.node.view import view_of
+from tests.cluster.jobs import DONE, LAUNCHED, STARTED, past_run
+
+
+def _view(tmp_path: Path, events: tuple[Event, ...], metrics: str) -> dict:
+    """Of a job whose last heartbeat was at step 7 of 9, supervised by this very process."""
+    run = past_run(tmp_path, "phase3-aaaaaa", events)
+    attempt = run.attempt(0)
+    beat = json.loads(attempt.heartbeat.read_text())
+    beat |= {"pid": os.getpid(), "pid_started": process.start_time(os.getpid())}
+    attempt.heartbeat.write_text(json.dumps(beat))
+    attempt.metrics.write_text(metrics)
+    return view_of(run)
+
+
+METRICS = (json.dumps({"t": 1.0, "step": 0, "note": "x" * 20_000}) + "\n"
+           + '{"t": 2.0, "step": 8, "total": 9, "loss": NaN, "it_s": 4.0, "eta_s": 0.25}\n'
+           + '{"t": 3.0, "step": 8, "event": "checkpoint", "save_s": 0.1}\n{"t": 4.0, "st')
+
+
+def test_a_running_job_is_as_far_as_its_metrics_say(tmp_path: Path) -> None:
+    view = _view(tmp_path, (STARTED, LAUNCHED), METRICS)
+    assert view["state"] == "RUNNING"
+    assert [view[key] for key in ("step", "total", "loss", "it_s", "eta_s")] == [8, 9, "nan", 4.0, 0.25]
+    assert view["peak_rss_mb"] == 3.0
+
+
+def test_what_the_metrics_do_not_say_is_of_the_heartbeat(tmp_path: Path) -> None:
+    view = _view(tmp_path, (STARTED, LAUNCHED), '{"t": 2.0, "step": 8}\n')
+    assert (view["step"], view["total"], view["loss"]) == (8, 9, 0.5)
+
+
+def test_an_ended_job_keeps_what_its_supervisor_wrote_last(tmp_path: Path) -> None:
+    assert _view(tmp_path, (STARTED, LAUNCHED, DONE), METRICS)["step"] == 7
