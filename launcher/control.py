@@ -170,8 +170,9 @@ def restart(index: Index, plan: RestartPlan, grace_s: float | None) -> Restarted
                                  config=plan.config, secrets=plan.secrets, code=code)
     for view in backend.status([plan.job.run_dir])["jobs"]:
         heard(index, plan.job, view)
-    resume = None if answer["resume_step"] is not None else _resumed_from(backend, plan.job, answer["attempt"])
-    return Restarted(plan.job.id, plan.job.node, answer["attempt"], answer["resume_step"], resume)
+    attempt, step = answer["attempt"], answer["resume_step"]
+    resume = _resumed_from(backend, plan.job, attempt) if step is None else None
+    return Restarted(plan.job.id, plan.job.node, attempt, step, resume)
 
 
 def _resumed_from(backend: Backend, job: Job, attempt: int) -> str | None:

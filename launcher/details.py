@@ -75,8 +75,8 @@ def _code(found: Details) -> Iterator[str]:
         yield "\n".join(visible(line) for line in lines)
     if changes := changed_files(code.get("patch") or ""):
         more = [f"and {len(changes) - _FILES} more"] if len(changes) > _FILES else []
-        yield _block(f"uncommitted changes (the patch is code.patch of: launch show {found.status.id} --json)",
-                     [*(_change(name, *counts) for name, counts in list(changes.items())[:_FILES]), *more])
+        title = f"uncommitted changes (the patch is code.patch in: launch show {found.status.id} --json)"
+        yield _block(title, [*(_change(name, *counts) for name, counts in list(changes.items())[:_FILES]), *more])
 
 
 def changed_files(patch: str) -> dict[str, tuple[int, int]]:
