@@ -99,18 +99,25 @@ class Attempt:
         for request in self._early:
             self._ask(request)
         if self._asked:
-            verdict = ending.stopped(self._asked, "before its processes were started")
-            return Outcome(verdict, asked=True, restart=self._asked.restart)
+            return self._not_started(ending.stopped(self._asked, "before its processes were started"))
         if prepared.problem:
-            return Outcome(Verdict(Reason.CANNOT_START, prepared.problem))
+            return self._not_started(Verdict(Reason.CANNOT_START, prepared.problem))
         return self._live(prepared)
+
+    def _not_started(self, verdict: Verdict) -> Outcome:
+        """Nothing of the job runs, but an environment that hangs while it is activated may."""
+        outcome = Outcome(verdict, survivors=tuple(one.pid for one in self._sweep()))
+        self._verify(outcome)
+        if self._asked:
+            outcome.asked, outcome.restart = True, self._asked.restart
+        return outcome
 
     def _live(self, prepared: Prepared) -> Outcome:
         oom_before = failure.oom_kills()
         try:
             root = self._start(prepared)
         except OSError as error:
-            return Outcome(Verdict(Reason.CANNOT_START, f"{prepared.command[0]}: {error.strerror}"))
+            return self._not_started(Verdict(Reason.CANNOT_START, f"{prepared.command[0]}: {error.strerror}"))
         told = Told(self.spec, self.dir, root)
         self._leftovers(told, ended_well=self._watch_root(root[0], told))
         survivors = self._sweep(root)
@@ -129,6 +136,7 @@ class Attempt:
             self._wait(LOOK_S)
         if not aside.done():
             aside.kill()
+            self.helpers.discard(aside.pid)  # what it has started is ended like the job
             return Prepared()
         try:
             return Prepared.from_json(aside.result())
@@ -194,23 +202,29 @@ class Attempt:
             self._wait(min(pause, max(0.0, until - time.monotonic())))
             pause = min(LOOK_S, pause * 1.5)
 
-    def _sweep(self, root: Identity) -> list[Proc]:
+    def _sweep(self, root: Identity | None = None) -> list[Proc]:
         """SIGKILL until nothing is left; torchrun first, or it starts its ranks again. -> what could not be ended."""
         until = time.monotonic() + SWEEP_S
         while left := self._members():
             if time.monotonic() > until:
                 return left
             self._by_force = True
-            send(root, signal.SIGKILL)
+            if root:
+                send(root, signal.SIGKILL)
             for one in left:
                 send(one.identity, signal.SIGKILL)
             self._loop.wait(0.02)
-        while dead_children(os.getpid(), self.helpers) and time.monotonic() < until:
+        while dead_children(os.getpid(), self._spared) and time.monotonic() < until:
             self._loop.wait(0.01)
         return []
 
     def _members(self) -> list[Proc]:
-        return members(os.getpid(), self.spec.token, self.helpers)
+        return members(os.getpid(), self.spec.token, self._spared)
+
+    @property
+    def _spared(self) -> set[int]:
+        """Helpers that live: the pid of one that has ended may be a process of the job by now."""
+        return self.helpers - self._loop.exits.keys()
 
     # --- what it looks at while it waits ------------------------------------------------------------------------------
 
@@ -229,7 +243,7 @@ class Attempt:
     def _sample_memory(self) -> None:
         begun = time.monotonic()
         if self._launched and begun >= self._next_sample:
-            rss_mb = sum(one.rss_mb for one in descendants(os.getpid(), self.helpers))
+            rss_mb = sum(one.rss_mb for one in descendants(os.getpid(), self._spared))
             self._peak_rss_mb = max(self._peak_rss_mb, rss_mb)
             self._next_sample = begun + SAMPLE_SHARE * (time.monotonic() - begun)
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.contract import AttemptDir, RunDir
-from cluster.errors import ClusterError, Unusable
+from cluster.contract import ENV_TOKEN, AttemptDir, RunDir
+from cluster.errors import ClusterError, Unusable, explain
 from cluster.node import control, environment, gpus, resume, torchrun
 from cluster.spec import JobSpec
 
@@ -45,12 +45,16 @@ def prepare(run_dir: str, number: int, spec: JobSpec, code_digest: str | None = 
         return asdict(_prepare(run, run.attempt(number), spec, found))
     except ClusterError as error:
         return asdict(Prepared(problem=str(error), found=found))
+    except OSError as error:
+        what, hint = explain(error, "the start could not be prepared")
+        return asdict(Prepared(problem=f"{what}\n  {hint}" if hint else what, found=found))
 
 
 def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, ...]) -> Prepared:
     _check_expressions(spec)
     cwd = _directory(spec, run)
-    base = environment.activate(spec.python, environment.clean(os.environ))
+    # With the token already now: what hangs while it is activated is found by it, should the supervisor die.
+    base = environment.activate(spec.python, environment.clean(os.environ) | {ENV_TOKEN: spec.token})
     python = environment.python_of(spec.python, base)
     chosen, has_gpus = _gpus(spec)
     uuids = tuple(gpu.uuid for gpu in chosen)

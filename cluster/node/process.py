@@ -158,14 +158,20 @@ def _holds(pid: int, token: str) -> bool:
 
 
 def is_other_supervisor(process: Proc) -> bool:
-    """Whether this is the living supervisor of a job: its command line says so and that job's heartbeat agrees.
+    """Whether this is the living supervisor of a job: its command line names a run directory whose heartbeat agrees.
 
     One that is so young that its job has no heartbeat yet is believed.
     """
     words = command_of(process.pid)
     if "supervise" not in words[:-1]:
         return False
-    attempts = RunDir(Path(words[words.index("supervise") + 1])).attempts()
+    run = RunDir(Path(words[words.index("supervise") + 1]))
+    try:
+        if not run.spec.is_file():
+            return False
+        attempts = run.attempts()
+    except OSError:
+        return False
     beat = read_heartbeat(attempts[-1]) if attempts else None
     return beat is None or (beat.get("pid"), beat.get("pid_started")) == process.identity
 

@@ -5,6 +5,7 @@ Whoever else hears SIGTERM (torchrun, a process group) takes a rank's helpers do
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Collection, Iterable
 
@@ -32,6 +33,21 @@ def signed_in(attempt: AttemptDir) -> dict[int, Identity]:
 def foreign_ranks(processes: Iterable[Proc]) -> list[Proc]:
     """Ranks of a torchrun that we did not start: they have LOCAL_RANK and RANK, their parent has not."""
     return [one for one in processes if _is_rank(one.pid) and not _is_rank(one.parent)]
+
+
+def _heads(processes: Collection[Proc]) -> list[Proc]:
+    """Those that work for no other one of them: helpers (loader workers) are needed until their parent has saved, and
+    what reads from a pipe (`| tee log`) ends by itself with its writer."""
+    pids = {one.pid for one in processes}
+    heads = [one for one in processes if one.parent not in pids]
+    return [one for one in heads if not _reads_pipe(one.pid)] or heads
+
+
+def _reads_pipe(pid: int) -> bool:
+    try:
+        return os.readlink(f"/proc/{pid}/fd/0").startswith("pipe:")
+    except OSError:
+        return False
 
 
 def _is_rank(pid: int) -> bool:
@@ -64,14 +80,14 @@ class Told:
         return self._new([self._root]) if overdue else []
 
     def after_the_root(self, processes: Collection[Proc]) -> list[Identity]:
-        """Whom to tell when the root has ended and others are left: ranks first, the rest when no rank is left.
+        """Whom to tell when the root has ended and others are left: ranks first, then who works for nobody else.
 
         The ranks of our own torchrun have heard it from the kernel when torchrun died.
         """
         if self._spec.kind == "torchrun" and any(alive(*who) for who in signed_in(self._attempt).values()):
             return []
         ranks = foreign_ranks(processes)
-        return self._new(one.identity for one in ranks or processes)
+        return self._new(one.identity for one in ranks or _heads(processes))
 
     def not_begun(self) -> bool:
         """No rank exists yet, so there is nothing to save and nobody to tell."""

@@ -24,6 +24,7 @@ from cluster.node.loop import Loop
 from cluster.spec import BadSpec, JobSpec
 
 IDLE_MAX = 3  # attempts in a row without progress
+DOUBLINGS_MAX = 30  # of the back-off: no float holds 2 ** 2000
 HELPERS_S = 10.0  # env.json of a job that ended at once is still finished for this long
 UNSEEN_S = 600.0  # a program whose steps nobody can see has done something after this time
 _TICK_S = 0.5
@@ -120,7 +121,7 @@ class Supervisor:
             return Next("end", f"given up after {self._retries} restarts" if self._retries else "")
         if self._idle >= IDLE_MAX:
             return Next("end", f"given up: {self._idle} attempts in a row made no progress")
-        pause = min(policy.backoff_max_s, policy.backoff_s * 2**self._retries)
+        pause = min(policy.backoff_max_s, policy.backoff_s * 2 ** min(self._retries, DOUBLINGS_MAX))
         self._retries += 1
         return Next("retry", retry_at=time.time() + pause)
 
@@ -152,7 +153,8 @@ class Supervisor:
 
     def _back_off(self, attempt: Attempt, outcome: Outcome, until: float) -> str:
         """Wait for the retry; a person's word or the time limit ends the waiting at once."""
-        while (left := until - time.time()) > 0:
+        deadline = time.monotonic() + until - time.time()  # a clock that is set must not make it longer
+        while (left := deadline - time.monotonic()) > 0:
             self._loop.wait(min(left, _TICK_S))
             for request in self._requests():
                 if isinstance(request, Restart):

@@ -115,6 +115,7 @@ def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
             job.supervisor.kill()
             job.supervisor.wait()
         process.sweep(None, job.spec.token)
+        assert fold(job.events)[1] == 0, f"events that do not fit: {job.events}"
 
 
 @pytest.fixture

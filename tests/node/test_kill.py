@@ -1,6 +1,8 @@
 """A kill is done when nothing of the job is left, and nothing else was touched."""
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ import pytest
 
 from cluster.events import AttemptEnded, Reason
 from cluster.node import control, process
+from cluster.spec import PythonEnv, ResumeRule, RestartPolicy
 from cluster.states import Cancelled
 from tests.helpers import wait_until
 from tests.node.conftest import Job
@@ -129,7 +132,7 @@ def test_ranks_of_a_torchrun_inside_a_command_are_told_and_not_their_launcher(
     job = make_job("command", "bash", "-c", f"{sys.executable} {launcher} {script(rank)}; echo after").start()
     job.says("up 0"), job.says("up 1")
     job.stop(grace_s=10)
-    assert all(words in job.log() for words in ("rank 0 saved", "rank 1 saved", "[0, 0]", "after"))
+    assert [words for words in ("rank 0 saved", "rank 1 saved", "[0, 0]", "after") if words not in job.log()] == [], job.log()
 
 
 def test_a_second_stop_can_only_be_faster(make_job: MakeJob) -> None:
@@ -141,14 +144,61 @@ def test_a_second_stop_can_only_be_faster(make_job: MakeJob) -> None:
     assert job.stop(now=True).reason is Reason.KILLED
 
 
-def test_children_left_by_a_dead_shell_may_save(make_job: MakeJob, script: Script) -> None:
+@pytest.mark.parametrize("after", ["; true", " 2>&1 | tee /dev/null; true"])
+def test_children_left_by_a_dead_shell_may_save_and_keep_their_helpers_and_their_log(
+        make_job: MakeJob, script: Script, after: str) -> None:
     child = script("import os, signal, sys, time\n"
-                   "def save(*_): time.sleep(0.4); print('saved', flush=True); os._exit(0)\n"
+                   "worker = os.fork()\n"
+                   "if worker == 0:\n    time.sleep(99)\n"
+                   "def save(*_):\n    time.sleep(0.6); print('saved', os.waitpid(worker, os.WNOHANG), flush=True)\n"
+                   "    os._exit(0)\n"
                    "signal.signal(signal.SIGTERM, save); print('up', flush=True); time.sleep(99)")
-    job = make_job("command", "bash", "-c", f"{sys.executable} {child}; true").start()
+    job = make_job("command", "bash", "-c", f"{sys.executable} {child}{after}").start()
     job.says("up")
     job.stop(grace_s=10)
-    assert "saved" in job.log()
+    assert "saved (0, 0)" in job.log()
+
+
+@pytest.mark.parametrize("word", ["--verbose", "/etc/hostname"])
+def test_a_program_that_says_supervise_is_not_taken_for_another_jobs_supervisor(
+        make_job: MakeJob, script: Script, word: str) -> None:
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(99)"
+    job = make_job("python", script(stubborn), "supervise", word).start()
+    job.says("up")
+    root = json.loads(job.attempt.ranks.joinpath("0.json").read_bytes())
+    assert "SIGKILL" in job.stop(grace_s=0.2).detail
+    assert not process.alive(root["pid"], root["started"])
+
+
+def test_a_stop_while_the_environment_hangs_leaves_nothing_of_it(make_job: MakeJob, tmp_path) -> None:
+    base, pids = tmp_path / "conda", tmp_path / "pids"
+    (base / "etc" / "profile.d").mkdir(parents=True)
+    (base / "etc" / "profile.d" / "conda.sh").write_text(f"conda() {{ sleep 99 & echo sleep $! >{pids}; wait; }}\n")
+    job = make_job("command", "true", python=PythonEnv("conda", "x", str(base))).start()
+    hanging = pids_in(pids, 1)["sleep"]
+    assert job.stop().reason is Reason.KILLED
+    assert not psutil.pid_exists(hanging)
+
+
+def test_a_stop_during_the_last_evaluation_is_no_completion(make_job: MakeJob, script: Script) -> None:
+    source = script("import json, os, signal, time\n"
+                    "file = open(os.environ['LAUNCH_RUN_DIR'] + '/attempts/000/metrics.jsonl', 'a', buffering=1)\n"
+                    "def say(**line): file.write(json.dumps({'t': time.time(), 'step': 9, 'total': 9, **line}) + '\\n')\n"
+                    "def stop(*_): say(event='stopped'); os._exit(0)\n"
+                    "signal.signal(signal.SIGTERM, stop); say(loss=1); print('up', flush=True); time.sleep(99)")
+    job = make_job("python", source, resume_rule=ResumeRule("launch")).start()
+    job.says("up")
+    assert job.stop().reason is Reason.KILLED and "at step 9" in job.status.detail
+
+
+def test_a_run_directory_that_was_removed_keeps_nobody_from_ending_the_job(make_job: MakeJob, script: Script) -> None:
+    job = make_job("python", script("import time; print('up'); time.sleep(99)"), restart=RestartPolicy(3, 0, 0)).start()
+    job.says("up")
+    root = json.loads(job.attempt.ranks.joinpath("0.json").read_bytes())
+    shutil.rmtree(job.run.path)
+    job.supervisor.terminate()
+    job.supervisor.wait(20)
+    assert not process.alive(root["pid"], root["started"]) and not job.run.path.exists()
 
 
 @pytest.mark.parametrize("kind", ["command", "torchrun"])
