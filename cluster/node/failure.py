@@ -19,6 +19,7 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 _CUDA_OOM = re.compile(r"CUDA out of memory|CUDA error: out of memory|torch\.(cuda\.)?OutOfMemoryError|"
                        r"CUBLAS_STATUS_ALLOC_FAILED")
 _HOST_OOM = re.compile(r"\bMemoryError\b|DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory")
+_WORKER_GONE = re.compile(r"DataLoader worker .{0,80}(killed by signal: Killed|exited unexpectedly)")
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|\[Errno (28|122)\]")
 _COMMUNICATION = re.compile(
     r"NCCL (error|WARN)|ncclInternalError|ncclSystemError|ncclRemoteError|"
@@ -176,6 +177,8 @@ def _classify(facts: Facts, first: First, words: Words | None) -> tuple[Reason, 
         return _by_signal(facts, -code, _who(facts, first.rank))
     log = text or facts.logs.get(first.rank or 0, "")[-_LAST_CHARS:]
     detail = _who(facts, words.rank if words else first.rank) + (text or f"{_code(code)}: {_last_line(log)}")
+    if facts.oom_kills and _WORKER_GONE.search(log):
+        return Reason.HOST_OOM, detail
     for pattern, reason in ((_CUDA_OOM, Reason.CUDA_OOM), (_DISK_FULL, Reason.DISK_FULL), (_HOST_OOM, Reason.HOST_OOM)):
         if pattern.search(log):
             return reason, detail

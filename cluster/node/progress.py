@@ -37,7 +37,8 @@ class Progress:
 
     @property
     def complete(self) -> bool:
-        return self.total is not None and self.step == self.total
+        """Whether it went to its end. One stopped after its last step still lacks its evaluation and artifacts."""
+        return self.total is not None and self.step == self.total and self.stopped is None
 
 
 class Watch:

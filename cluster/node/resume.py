@@ -5,6 +5,7 @@ that is whole. A candidate that fails is named in a note and the one before it i
 """
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
@@ -85,7 +86,8 @@ def newest_verified(run: RunDir, candidates: list[Path]) -> Resume:
         except BadCheckpoint as error:
             notes.append(f"checkpoint {path.name} is passed over: {error}")
     if known != before:
-        write_atomically(run.checkpoints / HASHES, json.dumps(known).encode())
+        with contextlib.suppress(OSError):  # a full disk: they are hashed again next time
+            write_atomically(run.checkpoints / HASHES, json.dumps(known).encode())
     return Resume(best.path, best.step, (), tuple(notes))
 
 
@@ -98,7 +100,8 @@ def newest_by_glob(run: RunDir, number: int, since: int, rule: ResumeRule, cwd: 
     ended = _end_of_attempt_before(run, number)
     notes: list[str] = []
     matches = glob.glob(os.path.join(glob.escape(cwd), rule.glob or ""), recursive=True)
-    for path in sorted(map(Path, matches), key=_number_of, reverse=True):
+    there = (path for path in map(Path, matches) if path.exists())  # `last` may point to one that was removed
+    for path in sorted(there, key=_number_of, reverse=True):
         changed = max((file.stat().st_mtime for file in _files(path)), default=path.stat().st_mtime)
         if changed < begin:
             continue

@@ -30,7 +30,7 @@ class Tail:
                     self._offset, self._rest = size - self._block, b""
                 file.seek(self._offset)
                 block = file.read(self._block)
-        except FileNotFoundError:
+        except OSError:  # not there yet, or a file system that is ill: it will be read when it is well
             return []
         self._offset += len(block)
         return self._split(block)

@@ -56,6 +56,12 @@ Traceback (most recent call last):
 torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB of \
 which 1.13 GiB is free.
 """
+KILLED_LOADER = """\
+Traceback (most recent call last):
+  File "train.py", line 11, in <module>
+    for x in loader:
+RuntimeError: DataLoader worker (pid 4242) is killed by signal: Killed.
+"""
 DISK = """\
 Traceback (most recent call last):
   File "torch/serialization.py", line 967, in save
@@ -108,6 +114,8 @@ def trailer(root: int, root_code: int, other_code: int = -15) -> str:
     (Facts(1, logs={0: LOST_PEER + trailer(1, -9)}, agent=LOST_PEER + trailer(1, -9)), Reason.SIGNAL, "SIGKILL",
      Retry.ALWAYS),
     (Facts(1, logs={0: CUDA_OOM}), Reason.CUDA_OOM, "torch.OutOfMemoryError: CUDA out of memory", Retry.IF_PROGRESS),
+    (Facts(1, logs={0: KILLED_LOADER}, oom_kills=1), Reason.HOST_OOM, "DataLoader worker", Retry.ALWAYS),
+    (Facts(1, logs={0: KILLED_LOADER}), Reason.ERROR, "DataLoader worker", Retry.IF_PROGRESS),
     (Facts(1, logs={0: DISK}), Reason.DISK_FULL, "OSError: [Errno 28] No space left on device", Retry.NEVER),
     (Facts(1, logs={0: "cp: error writing 'x': No space left on device\n"}), Reason.DISK_FULL, "cp: error",
      Retry.NEVER),
@@ -128,6 +136,7 @@ def trailer(root: int, root_code: int, other_code: int = -15) -> str:
     (Facts(0, logs={0: ""}), Reason.DONE, "", Retry.NEVER),
     (Facts(0, True, {0: ""}, progress=Progress(step=9, total=9)), Reason.DONE, "step 9", Retry.NEVER),
     (Facts(0, True, {0: ""}, progress=Progress(step=5, total=9)), Reason.BAD_EXIT, "step 5 of 9", Retry.NEVER),
+    (Facts(0, True, {0: ""}, progress=Progress(step=9, total=9, stopped=9)), Reason.SIGNAL, "step 9", Retry.ALWAYS),
     (Facts(0, True, {0: ""}, progress=Progress(step=5, total=9, stopped=5)), Reason.SIGNAL, "step 5", Retry.ALWAYS),
 ])
 def test_reason_words_and_retry(facts: Facts, reason: Reason, words: str, retry: Retry) -> None:

@@ -122,6 +122,13 @@ def test_never_at_a_restart_leaves_older_checkpoints_alone_but_not_its_own(run: 
     assert choose(run, 2, never).step == 20
 
 
+def test_a_list_of_hashes_that_cannot_be_written_costs_no_checkpoint(run: RunDir) -> None:
+    begin(run, 0)
+    good = checkpoint(run, 100, 0)
+    (run.checkpoints / resume.HASHES).mkdir()
+    assert choose(run, 1).path == str(good)
+
+
 # --- programs that know nothing of launch -----------------------------------------------------------------------------
 
 GLOB = ResumeRule("glob", "out/checkpoint-*", "--resume_from_checkpoint {path}")
@@ -161,6 +168,7 @@ def test_the_newest_by_its_number_that_can_be_read(run: RunDir) -> None:
     foreign(run, 3000, lambda path: torch_zip(path, whole=False))
     foreign(run, 4000, lambda path: (path / "model.bin").touch())
     foreign(run, 5000, safetensors, age_s=1)
+    (run.path / "out" / "checkpoint-9000").symlink_to("removed")
     chosen = choose(run, 1, glob_spec())
     assert chosen.path == str(good) and chosen.args == ("--resume_from_checkpoint", str(good)) and chosen.step == 1000
     assert [note.split()[1] for note in chosen.notes] == [
