@@ -10,6 +10,7 @@ on.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -90,6 +91,8 @@ class Writer:
             raise WriteFailed(f"cannot write a checkpoint below {self._job.checkpoints}: "
                               f"{self._error.strerror or self._error}",
                               "free some disk space (`launch prune`), then `launch restart`") from self._error
+        if not self._saved:
+            raise RuntimeError("a checkpoint was not written: the traceback of its thread is above")
 
     def mark_best(self, step: int, metric: str, value: float) -> None:
         """Keep the checkpoint of this step, whatever comes, if its value is the highest so far."""
@@ -160,14 +163,16 @@ def prune(directory: Path, keep_last: int, newest: Path) -> list[Path]:
     """Delete all but the last `keep_last` checkpoints, the best one and `newest`, which was just verified.
 
     A directory is renamed before it is emptied, so that one half deleted is never taken for a checkpoint.
+    What cannot be deleted (NFS keeps files that somebody reads) goes with the leftovers of the next attempt.
     """
     best = read_best(directory)
     keep = {newest.name, best["checkpoint"] if best else newest.name}
     gone = [path for path in list_checkpoints(directory)[keep_last:] if path.name not in keep]
     for path in gone:
         aside = path.with_name(f"{_ASIDE}gone-{path.name}")
-        os.rename(path, aside)
-        shutil.rmtree(aside)
+        with contextlib.suppress(FileNotFoundError):  # somebody else deleted it
+            os.rename(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
     return gone
 
 

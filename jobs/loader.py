@@ -70,7 +70,7 @@ def batches(source: Source, order: Order, start: int, stop: int, workers: int, p
     """
     loader = DataLoader(
         _Fetch(source), batch_size=None, sampler=_Plan(order, range(start, stop)), num_workers=workers,
-        collate_fn=_as_is, pin_memory=pin,
+        collate_fn=_as_is, pin_memory=pin, multiprocessing_context="fork" if workers else None,
         worker_init_fn=partial(_become_worker, os.getpid()) if workers else None,
     )
     return iter(loader)

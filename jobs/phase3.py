@@ -23,12 +23,12 @@ if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told befor
 
 def main() -> None:
     given = _arguments()
-    stop = StopFlag().install()
     config = read_run(given.config, Phase3Run)
     from jobs.world import open_world
 
     with open_world() as world:
-        _train(config, given, world, stop)
+        # Not before: a rank that waits for one that failed to join must end by torchrun's SIGTERM.
+        _train(config, given, world, StopFlag().install())
 
 
 def _arguments() -> argparse.Namespace:

@@ -7,7 +7,9 @@ its traceback.
 """
 from __future__ import annotations
 
+import errno
 import faulthandler
+import multiprocessing
 import os
 import signal
 import sys
@@ -67,7 +69,21 @@ def run_job(main: Callable[[], None], rank: int) -> NoReturn:
         code = tell(error)
     except AgreedError as agreed:
         code = tell(agreed.error) if rank == 0 else agreed.error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        code = tell(WriteFailed(str(error), "free some disk space (`launch prune`), then `launch restart`"))
+    finally:
+        _end_loaders()
     sys.exit(code)
+
+
+def _end_loaders() -> None:
+    """Loader processes ignore TERM (see jobs.loader): after an error the interpreter would wait for them
+    forever, and the other ranks for this one."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would take their end for a failure
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def tell(error: JobError | ConfigError) -> int:

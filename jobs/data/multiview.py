@@ -151,7 +151,8 @@ def _read_view(name: str, path: Path, size: int, background: tuple[float, float,
     try:
         with Image.open(path) as image:
             rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:  # the last: PIL, for a broken chunk
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        # the last two: PIL, for a broken chunk
         raise BadSample(name, str(path), f"cannot be decoded: {error}",
                         "render or export this image again") from None
     alpha = rgba[..., 3:]

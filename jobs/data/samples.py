@@ -85,7 +85,7 @@ def read_list(path: Path) -> tuple[list[tuple[str, Path | None]], str]:
     Raises JobError when the file is missing, unreadable or empty.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise JobError(f"list file {path}: {reason}",
@@ -151,7 +151,7 @@ def _read_frame(name: str, directory: Path, index: int, raw: Any) -> Frame:
         fxfycxcy = tuple(float(raw[key]) for key in ("fx", "fy", "cx", "cy"))
         w2c = tuple(tuple(float(value) for value in row) for row in raw["w2c"])
         defects = camera_defects([list(row) for row in w2c], *fxfycxcy, width, height)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadSample(name, where, f"a camera value is no number: {error}", "write plain numbers") from None
     if defects:
         raise BadSample(name, f"{where} ({raw['file_path']})", defects[0],

@@ -76,12 +76,14 @@ def small_plan(**changes: Any) -> Plan:
 
 
 def planned_fault(world: World) -> Callable[[int], float]:
-    """FAULT=TERM:rank:pass, KILL:rank:pass, or SAVE:save (killed in the middle of that save, from 1)."""
+    """FAULT=TERM:rank:pass, KILL:rank:pass, RAISE:rank:pass, or SAVE:save (killed in the middle of that save, from 1)."""
     kind, *numbers = os.environ.get("FAULT", "NONE").split(":")
     if kind == "SAVE" and world.is_main:
         _die_while_saving(int(numbers[0]))
 
     def fault(step: int) -> float:
+        if kind == "RAISE" and [world.rank, step] == list(map(int, numbers)):
+            raise ValueError(f"planned at pass {step}")
         if kind in ("TERM", "KILL") and [world.rank, step] == list(map(int, numbers)):
             os.kill(os.getpid(), signal.SIGTERM if kind == "TERM" else signal.SIGKILL)
         return 1.0

@@ -83,6 +83,31 @@ def test_a_full_disk_is_an_error_that_surfaces_and_leaves_no_checkpoint(
     assert list_checkpoints(job.checkpoints) == []
 
 
+def test_a_fault_of_the_writing_thread_is_no_success(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(path: Path, tensors: object) -> dict:
+        raise KeyError("a dtype nobody knows")
+
+    told: list[object] = []
+    monkeypatch.setattr(checkpoint, "write_tensors", wrong)
+    monkeypatch.setattr("threading.excepthook", told.append)
+    with pytest.raises(RuntimeError, match="was not written"):
+        save(job, 3)
+    assert len(told) == 1
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_the_run(
+        job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(path: Path, *_: object, **__: object) -> None:
+        raise OSError(39, "Directory not empty", str(path))
+
+    writer = Writer(job, 1, lambda saved: None)
+    monkeypatch.setattr("os.rmdir", busy)  # NFS, while somebody reads a file that was deleted
+    for step in (1, 2):
+        writer.start(step, TENSORS, {})
+    writer.wait()
+    assert [path.name for path in list_checkpoints(job.checkpoints)] == [checkpoint_name(2, 0)]
+
+
 @pytest.mark.parametrize("harm", ["flip", "cut", "no manifest", "nothing"])
 def test_a_damaged_checkpoint_is_refused(job: Job, harm: str) -> None:
     path = save(job, 7)[0].path

@@ -68,6 +68,13 @@ def corrupt_middle(sample: Path) -> None:
     path.write_bytes(raw)
 
 
+def short_header(sample: Path) -> None:
+    path = sample / "images" / "cam_002.png"
+    raw = bytearray(path.read_bytes())
+    raw[11] = 5  # bytes of IHDR, which needs 13
+    path.write_bytes(raw)
+
+
 def mirror(raw: dict) -> None:
     w2c = raw["frames"][2]["w2c"]
     w2c[0] = [-value for value in w2c[0]]
@@ -83,6 +90,7 @@ DEFECTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "json that is not json": (lambda s: (s / "opencv_cameras.json").write_text("{,"), "is not JSON"),
     "no frames": (cameras(lambda raw: raw.pop("frames")), "has no list `frames`"),
     "lacks a key": (cameras(lambda raw: raw["frames"][2].pop("fx")), "frame 2: lacks fx"),
+    "infinite width": (cameras(lambda raw: raw["frames"][2].update(w=float("inf"))), "is no number"),
     "word for a number": (cameras(lambda raw: raw["frames"][2].update(fx="wide")), "is no number"),
     "NaN camera": (cameras(lambda raw: raw["frames"][2].update(fx=float("nan"))), "frame 2 (images/cam_002.png): non-finite"),
     "mirrored": (cameras(mirror), "det(R) = -1"),
@@ -92,6 +100,7 @@ DEFECTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated png": (cut_to(0.6), "cam_002.png: is a truncated PNG"),
     "empty png": (cut_to(0), "cam_002.png: is not a PNG"),
     "broken png": (corrupt_middle, "cam_002.png: cannot be decoded"),
+    "broken header": (short_header, "cam_002.png: cannot be decoded"),
     "non-square": (picture(lambda im: im.crop((0, 0, 16, 12))), "cam_002.png: is not square: 16 x 12"),
     "other size than its camera": (picture(lambda im: im.resize((8, 8))), "is 8 x 8 px, its camera is for 16 x 16"),
     "no alpha": (picture(lambda im: im.convert("RGB")), "has no 8-bit alpha channel"),
@@ -117,6 +126,12 @@ def test_skip_counts_and_lists_it_instead(data: Path, alone: World, name: str) -
     found = find_samples(data / "data_train.txt", "skip", alone)
     assert [sample.name for sample in found.samples] == ["sample_000000", "sample_000002"]
     assert [defect.sample for defect in found.skipped] == ["sample_000001"]
+
+
+def test_a_list_file_from_windows_is_understood(data: Path, alone: World) -> None:
+    lines = (data / "data_train.txt").read_text()
+    (data / "data_train.txt").write_bytes(b"\xef\xbb\xbf" + lines.replace("\n", " \r\n").encode())
+    assert [sample.name for sample in find_samples(data / "data_train.txt", "error", alone).samples] == lines.split()
 
 
 def test_skip_with_no_good_sample_left_is_an_error(data: Path, alone: World) -> None:

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 
 from jobs.loader import Order
@@ -25,3 +30,11 @@ def test_ranks_share_one_order() -> None:
 def test_a_seed_is_a_function_of_its_parts() -> None:
     assert mixed_seed("a", 1, 2) == mixed_seed("a", 1, 2)
     assert len({mixed_seed("a", 1, 2), mixed_seed("a", 12), mixed_seed("b", 1, 2), mixed_seed("a", 2, 1)}) == 4
+
+
+def test_an_error_ends_a_rank_whatever_its_loader_processes_do(tmp_path: Path) -> None:
+    """They ignore SIGTERM; the rank must not wait for them, or its peers wait for it forever."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "LAUNCH_RUN_DIR": str(tmp_path), "FAULT": "RAISE:0:7"}
+    done = subprocess.run([sys.executable, "-m", "tests.jobs.small_stage"], env=env, text=True, timeout=60,
+                          cwd=Path(__file__).parents[2], capture_output=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "ValueError: planned at pass 7"
