@@ -23,6 +23,7 @@ from cluster.states import (
 BY_HAND_QUIET_S = 900.0  # a run started by hand that wrote nothing for so long is taken for ended
 UNBORN_S = 60.0  # a job without any attempt is taken for one that is just being submitted for this long
 _TAIL = 64 << 10
+_LAST_BEAT_S, _POLL_S = 1.0, 0.005
 _LAST_LINES = 8 << 10  # bytes of metrics.jsonl that hold the last training line, whatever stands behind it
 _PROGRESS_KEYS = ("step", "total", "loss", "it_s", "eta_s")
 _HEARTBEAT_KEYS = (*_PROGRESS_KEYS, "peak_rss_mb")
@@ -121,6 +122,7 @@ def _supervised(run: RunDir, spec: dict[str, Any]) -> dict[str, Any]:
     attempts = run.attempts()
     checkpoint_step = _checkpoint_step(run, folded, events)
     status = with_liveness(folded, _heard(run, attempts, folded), checkpoint_step)
+    _await_last_heartbeat(attempts, status)
     beat = newest_heartbeat(run) or {}
     starts = [event for event in events if isinstance(event, AttemptStarted)]
     launches = [event for event in events if isinstance(event, Launched)]
@@ -136,6 +138,17 @@ def _supervised(run: RunDir, spec: dict[str, Any]) -> dict[str, Any]:
         "resume_step": starts[-1].resume_step if starts else None,
         "checkpoint_step": checkpoint_step,
     }
+
+
+def _await_last_heartbeat(attempts: list[AttemptDir], status: Status) -> None:
+    """A living supervisor writes it just after the ending, with the last step and loss; nobody asks again."""
+    if not attempts or not isinstance(status, Ended):
+        return
+    while time.time() - status.at < _LAST_BEAT_S:
+        heard = process.heard(attempts[-1])
+        if heard is None or not heard.alive or heard.last >= status.at:
+            return
+        time.sleep(_POLL_S)
 
 
 def _latest_progress(attempts: list[AttemptDir], status: Status) -> dict[str, Any]:

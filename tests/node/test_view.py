@@ -3,8 +3,12 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
+from cluster.contract import RunDir, write_atomically
 from cluster.events import Event
 from cluster.node import process
 from cluster.node.view import view_of
@@ -14,12 +18,16 @@ from tests.cluster.jobs import DONE, LAUNCHED, STARTED, past_run
 def _view(tmp_path: Path, events: tuple[Event, ...], metrics: str) -> dict:
     """Of a job whose last heartbeat was at step 7 of 9, supervised by this very process."""
     run = past_run(tmp_path, "phase3-aaaaaa", events)
-    attempt = run.attempt(0)
-    beat = json.loads(attempt.heartbeat.read_text())
-    beat |= {"pid": os.getpid(), "pid_started": process.start_time(os.getpid())}
-    attempt.heartbeat.write_text(json.dumps(beat))
-    attempt.metrics.write_text(metrics)
+    _beat(run)
+    run.attempt(0).metrics.write_text(metrics)
     return view_of(run)
+
+
+def _beat(run: RunDir, **facts: object) -> None:
+    path = run.attempt(0).heartbeat
+    beat = json.loads(path.read_text()) | facts
+    beat |= {"pid": os.getpid(), "pid_started": process.start_time(os.getpid())}
+    write_atomically(path, json.dumps(beat).encode())
 
 
 METRICS = (json.dumps({"t": 1.0, "step": 0, "note": "x" * 20_000}) + "\n"
@@ -41,3 +49,13 @@ def test_what_the_metrics_do_not_say_is_of_the_heartbeat(tmp_path: Path) -> None
 
 def test_an_ended_job_keeps_what_its_supervisor_wrote_last(tmp_path: Path) -> None:
     assert _view(tmp_path, (STARTED, LAUNCHED, DONE), METRICS)["step"] == 7
+
+
+def test_a_job_that_ended_just_now_is_told_with_its_last_heartbeat(tmp_path: Path) -> None:
+    now = time.time()
+    run = past_run(tmp_path, "phase3-aaaaaa", (STARTED, LAUNCHED, replace(DONE, t=now + 3)))  # seconds left for the late one
+    _beat(run, t=now - 5)
+    late = threading.Timer(0.1, _beat, (run,), {"t": now + 3, "step": 9})
+    late.start()
+    assert view_of(run)["step"] == 9
+    late.join()
