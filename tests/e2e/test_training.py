@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ def on(shared: Path, name: str) -> list[str]:
     lists = {key: shared / "data" / name / f"data_{part}.txt" for key, part in parts.items()}
     if missing := [str(path) for path in lists.values() if not path.exists()]:
         pytest.skip(f"needs the reference data {missing}")
-    return [word for key, path in lists.items() for word in ("--set", f"training.{key}.path={path}")]
+    return [word for key, path in lists.items()
+            for word in ("--set", f"training.{key}.path={os.path.relpath(path, REPOSITORY)}")]
 
 
 def evaluations(run: Path) -> list[dict]:
@@ -52,9 +54,10 @@ def here(tmp_path: Path) -> Lab:
 
 def test_a_few_steps_leave_what_the_readme_promises(here: Lab, tmp_path: Path) -> None:
     toy.make(tmp_path / "toy", samples=4, val=1, size=32, seed=0)
-    view, log = train(here, "--set", f"training.dataset.path={tmp_path}/toy/data_train.txt",
-                         "--set", f"training.validation.path={tmp_path}/toy/data_val.txt",
-                         "--set", "training.max_steps=4", "--set", "training.validation.every_steps=2")
+    data = os.path.relpath(tmp_path / "toy", REPOSITORY)
+    view, log = train(here, "--set", f"training.dataset.path={data}/data_train.txt",
+                      "--set", f"training.validation.path={data}/data_val.txt",
+                      "--set", "training.max_steps=4", "--set", "training.validation.every_steps=2")
     run = Path(view["run_dir"])
     assert {"gaussians.ply", "before_after_truth.png"} <= {path.name for path in (run / "artifacts").iterdir()}
     found = evaluations(run)
