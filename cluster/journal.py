@@ -28,7 +28,7 @@ class Journal:
         self._thread.start()
 
     def append(self, event: Event) -> None:
-        self._queue.put(json.dumps(encode(event), ensure_ascii=False).encode() + b"\n")
+        self._queue.put(json.dumps(encode(event)).encode() + b"\n")
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Write what is left; False when the disk did not take it in time."""

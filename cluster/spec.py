@@ -1,10 +1,8 @@
 """JobSpec: everything that defines a job, as one frozen value with one canonical JSON form. Standard library only."""
 from __future__ import annotations
 
-import hashlib
 import json
-import typing
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 SPEC_VERSION = 1
@@ -102,8 +100,9 @@ class JobSpec:
         return (self.gpus or self.procs) if self.kind == "torchrun" else 1
 
     def to_json(self) -> bytes:
-        """Canonical: sorted keys, no spaces that vary, UTF-8. The same spec is always the same bytes."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, indent=1).encode() + b"\n"
+        """Canonical: sorted keys, no spaces that vary, ASCII (arguments need not be valid UTF-8). The same spec is
+        always the same bytes."""
+        return json.dumps(asdict(self), sort_keys=True, indent=1).encode() + b"\n"
 
     @classmethod
     def from_json(cls, raw: bytes) -> JobSpec:
@@ -119,6 +118,8 @@ class JobSpec:
 
 
 def digest(content: bytes) -> str:
+    import hashlib  # loads OpenSSL; a node never needs it
+
     return hashlib.sha256(content).hexdigest()
 
 
@@ -126,14 +127,16 @@ def _build(cls: type, value: dict[str, Any]) -> Any:
     known = {f.name for f in fields(cls)}
     if unknown := sorted(set(value) - known):
         raise BadSpec(f"unknown field {unknown[0]!r} in {cls.__name__}")
-    hints = typing.get_type_hints(cls)
     try:
-        return cls(**{name: _convert(hints[name], item) for name, item in value.items()})
+        return cls(**{name: _convert(name, item) for name, item in value.items()})
     except TypeError as error:
         raise BadSpec(f"{cls.__name__}: {error}") from None
 
 
-def _convert(hint: Any, value: Any) -> Any:
-    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
-        return _build(hint, value)
+def _convert(name: str, value: Any) -> Any:
+    if name in _PARTS:
+        return _build(_PARTS[name], value)
     return tuple(value) if isinstance(value, list) else value
+
+
+_PARTS = {f.name: type(f.default) for f in fields(JobSpec) if is_dataclass(f.default)}

@@ -97,7 +97,7 @@ class Index:
 
     def _insert(self, jobs: list[Job]) -> None:
         rows = [(job.key, job.id, job.name, job.node, job.run_dir, int(job.ended), job.submitted_at,
-                 job.asked_at, json.dumps(job.view, ensure_ascii=False)) for job in jobs]
+                 job.asked_at, json.dumps(job.view)) for job in jobs]
         self._db.executemany(f"INSERT OR REPLACE INTO jobs({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)", rows)
 
     def forget(self, job: Job) -> None:

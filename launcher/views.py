@@ -49,7 +49,7 @@ def age(seconds: float) -> str:
 
 
 def as_json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    return json.dumps(value, indent=2)
 
 
 def status_table(jobs: Sequence[JobStatus], columns: int | None = None, now: float | None = None) -> str:

@@ -35,7 +35,7 @@ class Chronicle:
         if self._journal is None:
             self._journal = Journal(self._attempt.journal)
         self._journal.append(event)
-        self.log(json.dumps(encode(event), ensure_ascii=False))
+        self.log(json.dumps(encode(event)))
         self.beat(self._last)
 
     def note(self, text: str) -> None:

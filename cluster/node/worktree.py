@@ -18,7 +18,7 @@ _NAMES = 1000
 def record(run: RunDir, directory: str) -> None:
     """Write `worktree.json` {git_sha, dirty, untracked, patch} if `directory` is in a work tree."""
     if state := _state(Path(directory).expanduser()):
-        write_atomically(run.path / "worktree.json", json.dumps(state, ensure_ascii=False, indent=1).encode())
+        write_atomically(run.path / "worktree.json", json.dumps(state, indent=1).encode())
 
 
 def recorded(run: RunDir) -> dict[str, Any]:

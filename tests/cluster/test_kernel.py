@@ -127,6 +127,16 @@ def test_a_spec_is_the_same_bytes_after_a_round_trip() -> None:
     assert again.ranks == 1 and replace(spec, kind="torchrun").ranks == 2
 
 
+def test_arguments_and_names_need_not_be_valid_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.py")
+    spec = command("python", name)
+    assert JobSpec.from_json(spec.to_json()) == spec
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append(replace(LAUNCHED, argv=("python", name)))
+    assert journal.close()
+    assert read_journal(tmp_path / "journal.jsonl") == ([replace(LAUNCHED, argv=("python", name))], 0)
+
+
 @pytest.mark.parametrize(("change", "words"), [
     ({"version": 2}, "version 2"), ({"colour": 1}, "unknown field 'colour'"),
     ({"python": {"kin": "x"}}, "'kin'")])
