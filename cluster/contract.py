@@ -10,7 +10,6 @@ and imported by training code.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -211,6 +210,8 @@ def _verify_file(path: Path, expected: dict[str, int | str], known: dict[str, st
 
 
 def sha256_file(path: Path) -> str:
+    import hashlib  # loads OpenSSL; most who import this module never hash
+
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

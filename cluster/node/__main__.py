@@ -3,7 +3,7 @@
     answer MARK              a request on stdin (a JSON line, then its payload) -> mark, JSON, mark on stdout
     stream MARK              a request on stdin -> mark, newline, frames on stdout until the end
     supervise RUN_DIR --by   the supervisor of one job; prints its pid and goes on detached
-    rank …                   becomes one process of a job
+    rank …                   becomes one rank below torchrun
 """
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +81,7 @@ def _work(write: int, parent: int, function: Callable[..., Any], args: tuple[Any
         try:
             answer = {"result": function(*args)}
         except Exception as error:  # the one place where it can be reported
+            import traceback
             answer = {"failed": "".join(traceback.format_exception(error)).strip()}
         with open(write, "w", encoding="utf-8") as pipe:
             json.dump(answer, pipe)

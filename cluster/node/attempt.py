@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.contract import RunDir
 from cluster.events import AttemptStarted, Launched, Reason, StopAsked
-from cluster.node import ending, failure
+from cluster.node import ending, failure, rank
 from cluster.node.aside import Aside, AsideFailed
 from cluster.node.chronicle import Chronicle
 from cluster.node.control import Control, Restart, Stop
@@ -24,7 +24,6 @@ from cluster.node.loop import Loop
 from cluster.node.prepare import Prepared, prepare
 from cluster.node.process import SWEEP_S, Proc, dead_children, descendants, members, read_process, send
 from cluster.node.progress import Watch
-from cluster.node.rank import ENV_PARENT
 from cluster.node.stopping import Identity, Told
 from cluster.node.tail import last_bytes
 from cluster.spec import JobSpec
@@ -144,9 +143,9 @@ class Attempt:
             return Prepared(problem=f"launch itself failed while it prepared the start: {error}")
 
     def _start(self, prepared: Prepared) -> Identity:
-        """Start the one child from this (the main) thread: PDEATHSIG is bound to the thread that starts it."""
         self._gpus = prepared.gpus
-        pid = _spawn(list(prepared.command), {**(prepared.env or {}), ENV_PARENT: str(os.getpid())})
+        name = rank.AGENT if self.spec.kind == "torchrun" else "0"
+        pid = rank.start(name, str(self.dir.path), prepared.cwd, list(prepared.command), prepared.env or {})
         self._loop.adopt(pid)
         born = read_process(pid)
         self._launched = True

@@ -3,11 +3,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
-import socket
 import stat
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,6 +73,9 @@ def conda_base(given: str | None) -> Path:
 
 
 def _activate_conda(python: PythonEnv, env: dict[str, str]) -> dict[str, str]:
+    import secrets  # only conda needs these two
+    import subprocess
+
     base, mark = conda_base(python.conda_base), secrets.token_hex(16)
     command = ["bash", "--noprofile", "--norc", "-c", _ACTIVATE, "bash", str(base), python.value, mark]
     try:
@@ -119,6 +119,8 @@ def job_environment(spec: JobSpec, run: RunDir, attempt: AttemptDir, base: Mappi
 
 
 def free_port() -> int:
+    import socket  # costs more than the rest of this module
+
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

@@ -16,22 +16,23 @@ _DETAIL_MAX = 500
 _LAST_CHARS = 4000  # of a log without an exception: where the reason may stand
 _TRACEBACK = "Traceback (most recent call last):\n"
 
-_CUDA_OOM = re.compile(r"CUDA out of memory|CUDA error: out of memory|torch\.(cuda\.)?OutOfMemoryError|"
-                       r"CUBLAS_STATUS_ALLOC_FAILED")
-_HOST_OOM = re.compile(r"\bMemoryError\b|DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory")
-_WORKER_GONE = re.compile(r"DataLoader worker .{0,80}(killed by signal: Killed|exited unexpectedly)")
-_DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|\[Errno (28|122)\]")
-_COMMUNICATION = re.compile(
-    r"NCCL (error|WARN)|ncclInternalError|ncclSystemError|ncclRemoteError|"
+# Texts, compiled when they are needed first: most attempts end well.
+_CUDA_OOM = (r"CUDA out of memory|CUDA error: out of memory|torch\.(cuda\.)?OutOfMemoryError|"
+             r"CUBLAS_STATUS_ALLOC_FAILED")
+_HOST_OOM = r"\bMemoryError\b|DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory"
+_WORKER_GONE = r"DataLoader worker .{0,80}(killed by signal: Killed|exited unexpectedly)"
+_DISK_FULL = r"No space left on device|Disk quota exceeded|\[Errno (28|122)\]"
+_COMMUNICATION = (
+    r"(?s)NCCL (error|WARN)|ncclInternalError|ncclSystemError|ncclRemoteError|"
     r"DistNetworkError|DistStoreError|DistBackendError|Rendezvous\w*Error|"
     r"ProcessGroupNCCL.{0,200}[Tt]imeout|collective operation timeout|gloo.{0,300}(closed|reset|refused|[Tt]imed out)|"
     r"[Cc]onnection (closed|reset) by peer|Connection was likely closed|Broken pipe|Socket [Tt]imeout|"
-    r"(EADDRINUSE|[Aa]ddress already in use)|connectFullMesh|ConnectionResetError|ConnectionRefusedError", re.DOTALL)
+    r"(EADDRINUSE|[Aa]ddress already in use)|connectFullMesh|ConnectionResetError|ConnectionRefusedError")
 # The trailer of a failed torchrun, and the line it logs for the first failure it sees.
-_ROOT_CAUSE = re.compile(r"Root Cause \(first observed failure\):.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)", re.DOTALL)
-_EXIT_CODE = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*: (-?\d+)")
-_RANK_PREFIX = re.compile(r"^\[(?:default|rank)?\d+\]:\s?", re.MULTILINE)
-_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?::\s?(.*))?$")
+_ROOT_CAUSE = r"(?s)Root Cause \(first observed failure\):.*?rank\s*: (\d+).*?exitcode\s*: (-?\d+)"
+_EXIT_CODE = r"rank\s*: (\d+) \(local_rank: \d+\)\s*\n\s*exitcode\s*: (-?\d+)"
+_RANK_PREFIX = r"(?m)^\[(?:default|rank)?\d+\]:\s?"
+_EXCEPTION = r"^([A-Za-z_][\w.]*)(?::\s?(.*))?$"
 _CONSEQUENCES = ("ChildFailedError", "SignalException", "SystemExit")  # of torchrun: never the cause
 _FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
                  signal.SIGUSR2, signal.SIGALRM, signal.SIGXCPU}
@@ -105,7 +106,7 @@ class Words:
 
     @property
     def lost_a_peer(self) -> bool:
-        return not self.for_people and bool(_COMMUNICATION.search(self.text))
+        return not self.for_people and bool(re.search(_COMMUNICATION, self.text))
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class First:
 
 def first_failure(facts: Facts) -> First:
     """By what torchrun saw; a rank that was killed before one that then lost its peer."""
-    seen = {int(rank): int(code) for rank, code in _EXIT_CODE.findall(facts.agent or "")}
-    root = _ROOT_CAUSE.search(facts.agent or "")
+    seen = {int(rank): int(code) for rank, code in re.findall(_EXIT_CODE, facts.agent or "")}
+    root = re.search(_ROOT_CAUSE, facts.agent or "")
     if root is None:
         return First(None if facts.agent is not None and len(facts.logs) > 1 else 0, facts.exit_code)
     rank = int(root[1])
@@ -145,12 +146,12 @@ def last_words(log: str, rank: int = 0, ours: bool = True) -> Words | None:
     A program of ours writes `error: ` for people and only at its end; another one's counts when no traceback
     follows it.
     """
-    text = _RANK_PREFIX.sub("", log)
+    text = re.sub(_RANK_PREFIX, "", log)
     *_, last = text.split(_TRACEBACK)
     if errors := re.findall(r"^error: (.+)$", text if ours else last, re.MULTILINE):
         return Words(rank, errors[-1].strip(), True)
     found = [said for block in text.split(_TRACEBACK)[1:] if (said := _exception(block))]
-    real = [said for said in found if not _COMMUNICATION.search(said)]
+    real = [said for said in found if not re.search(_COMMUNICATION, said)]
     return Words(rank, (real or found)[-1], False) if found else None
 
 
@@ -161,7 +162,7 @@ def _exception(block: str) -> str | None:
     """
     for line in block.splitlines():
         if not line.startswith((" ", "\t")) and line.strip():
-            match = _EXCEPTION.match(line)
+            match = re.match(_EXCEPTION, line)
             if match is None or match[1].rsplit(".", 1)[-1] in _CONSEQUENCES:
                 return None
             return line.strip()
@@ -177,16 +178,16 @@ def _classify(facts: Facts, first: First, words: Words | None) -> tuple[Reason, 
         return _by_signal(facts, -code, _who(facts, first.rank))
     log = text or facts.logs.get(first.rank or 0, "")[-_LAST_CHARS:]
     detail = _who(facts, words.rank if words else first.rank) + (text or f"{_code(code)}: {_last_line(log)}")
-    if facts.oom_kills and _WORKER_GONE.search(log):
+    if facts.oom_kills and re.search(_WORKER_GONE, log):
         return Reason.HOST_OOM, detail
     for pattern, reason in ((_CUDA_OOM, Reason.CUDA_OOM), (_DISK_FULL, Reason.DISK_FULL), (_HOST_OOM, Reason.HOST_OOM)):
-        if pattern.search(log):
+        if re.search(pattern, log):
             return reason, detail
     if text.startswith("cannot start ") or code in (126, 127) and words is None:
         return Reason.CANNOT_START, detail
     if code == EXIT_NON_FINITE and facts.ours:
         return Reason.NON_FINITE, detail
-    if words.lost_a_peer if words else _COMMUNICATION.search(log):
+    if words.lost_a_peer if words else re.search(_COMMUNICATION, log):
         return Reason.COMMUNICATION, detail
     if code < 0 and words is None:
         return _by_signal(facts, -code, _who(facts, first.rank))

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,8 @@ def list_gpus(timeout_s: float = NVIDIA_SMI_S) -> list[Gpu]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
+    import subprocess  # a host without a GPU does without
+
     try:
         done = subprocess.run([program, _QUERY, "--format=csv,noheader,nounits"], stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, timeout=timeout_s)

@@ -1,13 +1,13 @@
-"""The shims that become the program: they set up what must be in force before its first instruction, then exec.
+"""The last steps before a process of a job becomes its program: what must be in force before its first instruction.
 
-    rank ROLE ATTEMPT_DIR CWD PROGRAM ARG…
+`start` takes them in a child of the supervisor, which has them loaded already: no Python is started for it. The ranks
+below torchrun are started by torchrun, so there a shim takes them:
 
-ROLE `agent`: torchrun. It dies (SIGKILL) with the supervisor; its output is logs/agent.log.
-ROLE `torchrun`: one rank below torchrun, numbered by RANK. It is told (SIGTERM) when torchrun dies, so that it saves.
-ROLE a number: that rank, directly below the supervisor.
+    rank ATTEMPT_DIR CWD PROGRAM ARG…
 
-A rank's stdout and stderr are one file opened with O_APPEND: exact bytes, in order. The shim imports little on purpose:
-every rank pays for it.
+torchrun (`agent`) dies with the supervisor (SIGKILL); a rank is told (SIGTERM) when its parent dies, so that it saves.
+Stdout and stderr are one file opened with O_APPEND: exact bytes, in order. The shim imports little on purpose: every
+rank pays for it.
 """
 from __future__ import annotations
 
@@ -15,27 +15,53 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
-ENV_PARENT = "LAUNCH_PARENT"  # pid that must be the parent: PDEATHSIG is not delivered for one that is already dead
+AGENT = "agent"  # the name of torchrun: its output is logs/agent.log
 OOM_SCORE_ADJ = b"500"  # when memory runs out the program goes, not its supervisor
+_ENV_PARENT = "LAUNCH_PARENT"  # pid of the torchrun that a shim must have as its parent
 _PR_SET_PDEATHSIG = 1
 _RESET = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGXFSZ", "SIGCHLD")
 
 
+def start(name: str, attempt_dir: str, cwd: str, program: list[str], env: Mapping[str, str]) -> int:
+    """Start AGENT or a rank (its number) as a child -> its pid.
+
+    Only from the main thread: PDEATHSIG is bound to the thread that forks.
+    """
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)  # it is the supervisor's
+            os.setsid()  # torchrun gives each rank a session itself
+            code = _become(name, attempt_dir, cwd, program, env, parent)
+        except (OSError, SystemExit) as error:
+            sys.stderr.write(f"{error}\n")
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return pid
+
+
 def main(argv: list[str]) -> int:
+    """The shim of a rank below torchrun, numbered by RANK."""
+    attempt_dir, cwd, *program = argv
+    parent = int(os.environ.pop(_ENV_PARENT, "0"))
+    return _become(os.environ["RANK"], attempt_dir, cwd, program, os.environ, parent)
+
+
+def _become(name: str, attempt_dir: str, cwd: str, program: list[str], env: Mapping[str, str], parent: int) -> int:
     """Replaces this process by the program. Returns only when that cannot be done."""
-    role, attempt_dir, cwd, *program = argv
-    expected = int(os.environ.pop(ENV_PARENT, "0"))
-    if role != "torchrun":  # torchrun gives each rank a session itself
-        os.setsid()
-    name = "agent" if role == "agent" else f"rank-{os.environ['RANK'] if role == 'torchrun' else role}"
-    _write_to(os.path.join(attempt_dir, "logs", f"{name}.log"))
-    die_with_parent(signal.SIGKILL if role == "agent" else signal.SIGTERM, expected)
-    if role == "agent":
-        os.environ[ENV_PARENT] = str(os.getpid())
+    is_agent = name == AGENT
+    _write_to(os.path.join(attempt_dir, "logs", f"{AGENT if is_agent else f'rank-{name}'}.log"))
+    die_with_parent(signal.SIGKILL if is_agent else signal.SIGTERM, parent)
+    if is_agent:
+        env = {**env, _ENV_PARENT: str(os.getpid())}
     else:
-        _sign_in(os.path.join(attempt_dir, "ranks", f"{name.removeprefix('rank-')}.json"))
-    return _become(cwd, program)
+        _sign_in(os.path.join(attempt_dir, "ranks", f"{name}.json"))
+    return _exec(cwd, program, env)
 
 
 def _write_to(path: str) -> None:
@@ -46,6 +72,7 @@ def _write_to(path: str) -> None:
 
 
 def die_with_parent(number: signal.Signals, expected: int) -> None:
+    """`expected`: pid of the parent, or 0. PDEATHSIG is not delivered for one that is dead already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if expected and os.getppid() != expected:
         raise SystemExit(f"error: process {expected}, which started this one, is gone")
@@ -66,13 +93,13 @@ def _sign_in(path: str) -> None:
     os.replace(aside, path)
 
 
-def _become(cwd: str, program: list[str]) -> int:
+def _exec(cwd: str, program: list[str], env: Mapping[str, str]) -> int:
     for name in _RESET:  # Python ignores some of these itself, and what is ignored stays so across exec
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         os.chdir(cwd)
-        os.execvp(program[0], program)
+        os.execvpe(program[0], program, env)
     except OSError as error:
         sys.stderr.write(f"error: cannot start {program[0]!r} in {cwd}: {error.strerror}\n")
         return 127 if isinstance(error, FileNotFoundError) else 126

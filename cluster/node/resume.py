@@ -6,15 +6,10 @@ that is whole. A candidate that fails is named in a note and the one before it i
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import os
 import re
-import shlex
-import struct
-import subprocess
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +89,8 @@ def newest_verified(run: RunDir, candidates: list[Path]) -> Resume:
 def newest_by_glob(run: RunDir, number: int, since: int, rule: ResumeRule, cwd: str,
                    env: Mapping[str, str]) -> Resume:
     """The newest match, by its number, that this job wrote, that is not being written and whose files can be read."""
+    import glob  # this and what else a job with our own checkpoints never needs is loaded where it is used
+
     begin = min((start.t for n in range(since, number) if (start := _start_of(run, n))), default=None)
     if begin is None:  # the first attempt: what lies there is another run's
         return Resume()
@@ -108,9 +105,8 @@ def newest_by_glob(run: RunDir, number: int, since: int, rule: ResumeRule, cwd: 
         if problem := _problem(path, changed, ended, rule, cwd, env):
             notes.append(f"checkpoint {path} is passed over: {problem}")
             continue
-        words = tuple(word.replace("{path}", str(path)) for word in shlex.split(rule.arg or ""))
         digits = re.findall(r"\d+", path.name)
-        return Resume(str(path), int(digits[-1]) if digits else None, words, tuple(notes))
+        return Resume(str(path), int(digits[-1]) if digits else None, _words(rule.arg or "", path), tuple(notes))
     return Resume(notes=tuple(notes))
 
 
@@ -119,12 +115,17 @@ def _named(spec: JobSpec, notes: tuple[str, ...]) -> Resume:
     if not path.exists():
         raise Unusable(f"the checkpoint to resume from is not on this node: {path}")
     if spec.resume_rule.kind == "glob":
-        words = tuple(word.replace("{path}", str(path)) for word in shlex.split(spec.resume_rule.arg or ""))
-        return Resume(str(path), None, words, notes)
+        return Resume(str(path), None, _words(spec.resume_rule.arg or "", path), notes)
     try:
         return Resume(str(path), verify_checkpoint(path).step, (), notes)
     except BadCheckpoint as error:
         raise Unusable(f"the checkpoint to resume from does not verify: {error}") from None
+
+
+def _words(template: str, path: Path) -> tuple[str, ...]:
+    import shlex
+
+    return tuple(word.replace("{path}", str(path)) for word in shlex.split(template))
 
 
 def _problem(path: Path, changed: float, ended: float, rule: ResumeRule, cwd: str,
@@ -138,8 +139,9 @@ def _problem(path: Path, changed: float, ended: float, rule: ResumeRule, cwd: st
 
 
 def _verify_command(path: Path, command: str, cwd: str, env: Mapping[str, str]) -> str | None:
-    words = shlex.split(command)
-    words = [word.replace("{path}", str(path)) for word in words] + ([] if "{path}" in command else [str(path)])
+    import subprocess
+
+    words = [*_words(command, path), *([] if "{path}" in command else [str(path)])]
     try:
         done = subprocess.run(words, cwd=cwd, env=dict(env), stdin=subprocess.DEVNULL, capture_output=True, text=True,
                               errors="replace", timeout=_VERIFY_S)
@@ -153,6 +155,8 @@ def _verify_command(path: Path, command: str, cwd: str, env: Mapping[str, str]) 
 
 def unreadable(path: Path) -> str | None:
     """What is wrong with a file that should be a zip (what torch.save writes) or safetensors; None for any other."""
+    import zipfile
+
     try:
         if path.suffix == ".safetensors":
             return _bad_safetensors(path)
@@ -175,7 +179,7 @@ def _starts_as_zip(path: Path) -> bool:
 def _bad_safetensors(path: Path) -> str | None:
     with open(path, "rb") as file:
         head = file.read(8)
-        size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        size = int.from_bytes(head, "little") if len(head) == 8 else 0
         total = os.fstat(file.fileno()).st_size
         try:
             header = json.loads(file.read(size)) if 0 < size <= total else None

@@ -7,13 +7,11 @@ import json
 import os
 import shutil
 import subprocess
-import tarfile
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from cluster.contract import AttemptDir, RunDir, write_atomically
 from cluster.errors import NodeFailure, Unusable
@@ -22,6 +20,9 @@ from cluster.journal import read_journal
 from cluster.node import environment, process, worktree
 from cluster.node.agent import checked_workdir
 from cluster.spec import BadSpec, JobSpec
+
+if TYPE_CHECKING:
+    import tarfile
 
 START_S = 15.0  # how long a supervisor may take to its first heartbeat
 _POLL_S = 0.005
@@ -169,6 +170,9 @@ def unpack_code(workdir: Path, digest: str | None, payload: BinaryIO, size: int)
         return target
     if not size:
         raise NodeFailure(f"the code {digest[:12]} is not on this node any more", hint="submit again")
+    import tarfile  # only for code that is new here
+    import tempfile
+
     target.parent.mkdir(exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".new-", dir=target.parent))
     aside.chmod(0o755)  # a copy of it becomes code/; who may see that, the run directory says

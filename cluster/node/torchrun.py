@@ -20,12 +20,10 @@ def _script(argv: list[str]) -> list[str]:
 
 
 def command_line(spec: JobSpec, attempt: AttemptDir, cwd: str, python: str | None, argv: list[str]) -> list[str]:
-    """The one child of the supervisor: torchrun with a shim per rank, or the shim of rank 0 itself."""
-    here = str(attempt.path)
+    """The one child of the supervisor: torchrun with a shim per rank, or rank 0 itself."""
     if spec.kind != "torchrun":
-        return agent_command("rank", "0", here, cwd, *argv)
+        return argv
     # Full option names, all before the script: torchrun matches abbreviations even among the script's arguments.
     torchrun = [python or "python3", "-m", "torch.distributed.run", "--standalone", "--nnodes=1",
                 f"--nproc-per-node={spec.ranks}", "--max-restarts=0", "--no-python", "--"]
-    shim = agent_command("rank", "torchrun", here, cwd, *argv)
-    return agent_command("rank", "agent", here, cwd, *torchrun, *shim)
+    return [*torchrun, *agent_command("rank", str(attempt.path), cwd, *argv)]

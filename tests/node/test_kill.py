@@ -124,8 +124,8 @@ def test_only_the_rank_hears_sigterm_and_has_its_helpers_while_it_saves(
 def test_ranks_of_a_torchrun_inside_a_command_are_told_and_not_their_launcher(
         make_job: MakeJob, script: Script) -> None:
     rank = "import os, signal, time\n" \
-           "def save(*_): print('rank', os.environ['RANK'], 'saved', flush=True); os._exit(0)\n" \
-           "signal.signal(signal.SIGTERM, save); print('up', os.environ['RANK'], flush=True); time.sleep(99)"
+           "def save(*_): print('rank %s saved' % os.environ['RANK'], flush=True); os._exit(0)\n" \
+           "signal.signal(signal.SIGTERM, save); print('up %s' % os.environ['RANK'], flush=True); time.sleep(99)"
     launcher = script("import os, subprocess, sys\n"
                       "ranks = [subprocess.Popen([sys.executable, sys.argv[1]], env={**os.environ, 'RANK': str(r), "
                       "'LOCAL_RANK': str(r)}) for r in (0, 1)]\nprint([r.wait() for r in ranks], flush=True)")
