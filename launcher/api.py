@@ -22,8 +22,9 @@ from launcher.reconcile import ASK_S, rescan, settle_leftovers
 from launcher.status import Statuses, status as _status
 
 if TYPE_CHECKING:
-    from launcher.control import Killed, Restarted, RestartPlan
+    from launcher.control import Killed
     from launcher.logs import LogReader, Which
+    from launcher.restart import Restarted, RestartPlan
     from launcher.stages import Request
     from launcher.submit import Draft, Submitted
 
@@ -114,20 +115,20 @@ def kill(jobs: Sequence[str], *, grace_s: float | None = None, now: bool = False
 def plan_restart(job: str, *, sets: Sequence[str] = (), fresh_code: bool = False,
                  start: Path | None = None) -> RestartPlan:
     """What a restart with these changes would be, without doing it."""
-    from launcher import control
+    from launcher import restart as restarting
 
     start = start or Path.cwd()
     with open_index() as index:
         settle_leftovers(index, start)
-        return control.plan_restart(index, job, sets, fresh_code, start)
+        return restarting.plan_restart(index, job, sets, fresh_code, start)
 
 
 def restart(plan: RestartPlan, *, grace_s: float | None = None) -> Restarted:
     """Carry out a planned restart; returns when the next attempt has begun. `grace_s`: to save what runs."""
-    from launcher import control
+    from launcher import restart as restarting
 
     with open_index() as index:
-        return control.restart(index, plan, grace_s)
+        return restarting.restart(index, plan, grace_s)
 
 
 def wait(jobs: Sequence[str], *, start: Path | None = None) -> list[JobStatus]:

@@ -11,7 +11,6 @@ all alike.
 """
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -53,5 +52,7 @@ class Interrupted(LaunchError):
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that was probably meant."""
+    import difflib
+
     close = difflib.get_close_matches(word, list(known), 1)
     return close[0] if close else None

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from launcher.views import age, cause, visible
 
 if TYPE_CHECKING:
-    from launcher.control import Killed, Restarted, RestartPlan
+    from launcher.control import Killed
     from launcher.jobs import JobStatus
+    from launcher.restart import Restarted, RestartPlan
     from launcher.submit import Draft, Submitted
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.inventory import Node
 from cluster.spec import JobSpec, RestartPolicy, ResumeRule
-from launcher import snapshot
 from launcher.errors import Wrong
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def _is_text(text: str) -> bool:
 
 
 def _plan_command(request: Request, node: Node) -> Plan:
-    tree = None if request.cwd else snapshot.work_tree(request.start) or request.start
+    tree = None if request.cwd else work_tree_or(request.start)
     inside = None if tree is None or tree == request.start else request.start.relative_to(tree).as_posix()
     spec = JobSpec(
         id="", token="", stage=COMMAND, kind="command", argv=request.argv, node=node.name,
@@ -159,6 +158,8 @@ def code_of(stage: Stage, start: Path) -> tuple[Path, tuple[str, ...] | None]:
 
 
 def work_tree_or(start: Path) -> Path:
+    from launcher import snapshot
+
     return snapshot.work_tree(start) or start
 
 
@@ -168,6 +169,8 @@ def installed_root() -> Path:
 
 def installed_only() -> tuple[str, ...] | None:
     """The five packages when launch lies among other installed ones; everything when in a work tree."""
+    from launcher import snapshot
+
     return None if snapshot.work_tree(installed_root()) == installed_root() else PACKAGES
 
 

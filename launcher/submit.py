@@ -10,14 +10,17 @@ import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cluster.errors import ClusterError, Unreachable, Unusable
 from cluster.inventory import Node
 from cluster.spec import JobSpec, digest
-from launcher import jobs, reconcile, snapshot, stages
+from launcher import jobs, reconcile, stages
 from launcher.errors import LaunchError, Refused, Wrong
 from launcher.index import Index, Intent, Job
+
+if TYPE_CHECKING:
+    from launcher.snapshot import Snapshot
 
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that is mistaken for something else
 
@@ -28,7 +31,7 @@ class Draft:
 
     spec: JobSpec
     node: Node
-    code: snapshot.Snapshot | None
+    code: Snapshot | None
     config: str | None  # config.yaml, with paths of the node
     have_code: bool  # the node has this snapshot already
 
@@ -62,7 +65,7 @@ def draft(index: Index, request: stages.Request) -> Draft:
             for option, path in (("--resume", resume.from_here), ("--cwd", _cwd_from_here(request))) if path}
     request = replace(request, resume=resume.value, cwd=_cwd_from_here(request) or request.cwd)
     plan = stages.plan(request, node)
-    code = snapshot.take(plan.tree, plan.only) if plan.tree else None
+    code = _snapshot(plan)
     paths = stages.NO_PATHS
     if plan.run and plan.stage:
         paths = stages.paths_of(plan.run, plan.stage, node, request.start)
@@ -122,7 +125,15 @@ def _ask(ready: Draft) -> dict[str, Any]:
         return backend.submit(ready.spec, ready.config, secret_values(ready.spec), payload)
 
 
-def packed(code: snapshot.Snapshot | None) -> BinaryIO:
+def _snapshot(plan: stages.Plan) -> Snapshot | None:
+    if plan.tree is None:
+        return None
+    from launcher import snapshot  # loads what packing takes; a job with --cwd does without
+
+    return snapshot.take(plan.tree, plan.only)
+
+
+def packed(code: Snapshot | None) -> BinaryIO:
     """What travels with a request: the code, or nothing."""
     return io.BytesIO() if code is None else code.pack()
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from cluster.events import Reason
 from launcher import details, sentences, views
-from launcher.control import Restarted
+from launcher.restart import Restarted
 from tests.launcher.test_views import JOB
 
 PATCH = """\

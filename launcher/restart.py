@@ -1,0 +1,115 @@
+"""Restarting a job: what would change, and then the restart itself."""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.inventory import Node
+from cluster.spec import CodeRef, JobSpec, digest
+from launcher import reconcile, snapshot, stages
+from launcher.control import heard, node_and_backend, whoami
+from launcher.errors import Refused, Wrong
+from launcher.index import Index, Job
+from launcher.jobs import find
+from launcher.submit import packed, secret_values
+
+if TYPE_CHECKING:
+    from cluster.backends.base import Backend
+
+
+@dataclass(frozen=True)
+class RestartPlan:
+    """A restart that was looked at and not yet asked for. `changes`: (dotted key, old, new) of the config."""
+
+    job: Job
+    node: Node
+    spec: JobSpec | None  # None: as it was
+    config: str | None  # None: as it was
+    code: snapshot.Snapshot | None
+    secrets: dict[str, str] = field(default_factory=dict)
+    changes: tuple[tuple[str, Any, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Restarted:
+    id: str
+    node: str
+    attempt: int
+    resume_step: int | None
+    resume: str | None = None  # the checkpoint's path, when its name says no step
+
+
+def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path) -> RestartPlan:
+    """What a restart would change. Raises Wrong, Refused, ConfigError and ClusterError."""
+    job = find(index, word)
+    node, backend = node_and_backend(job, start)
+    shown = backend.show(job.run_dir)
+    spec = _spec_of(shown, job)
+    if not sets and not fresh_code:
+        return RestartPlan(job, node, None, None, None, secret_values(spec))
+    config, changes = _changed_config(shown, spec, sets, node, backend, start) if sets else (None, ())
+    code = _fresh_code(spec, start) if fresh_code else None
+    spec = replace(spec, code=code.code if code else spec.code,
+                   config_digest=digest(config.encode()) if config is not None else spec.config_digest)
+    return RestartPlan(job, node, spec, config, code, secret_values(spec), changes)
+
+
+def _spec_of(shown: dict[str, Any], job: Job) -> JobSpec:
+    if shown["spec"] is None:
+        raise Wrong(f"{job.id} was started by hand; launch did not start it and cannot restart it", job.node)
+    return JobSpec.from_json(json.dumps(shown["spec"]).encode())
+
+
+def _changed_config(shown: dict[str, Any], spec: JobSpec, sets: Sequence[str], node: Node, backend: Backend,
+                    start: Path) -> tuple[str, tuple[tuple[str, Any, Any], ...]]:
+    from configs.load import diff, load_stage, resolve_text
+
+    if shown["config"] is None:
+        raise Wrong(f"--set: {spec.id} is a command and has no config")
+    stage = load_stage(spec.stage, start)
+    where = f"config.yaml of {spec.id}"
+    old = resolve_text(stage, shown["config"], where, [])
+    new = resolve_text(stage, shown["config"], where, list(sets))
+    if any(key.split(".")[0] == "resources" for key in new.set_keys):
+        raise Wrong("--set resources…: a restart keeps the GPUs and the time of the job",
+                    hint=f"a new job takes others: launch submit {spec.stage} --resume {spec.id} …")
+    paths = stages.paths_of(new, stage, node, start)
+    prepared = backend.prepare(code_digest=None, stat=paths.asked(), python=spec.python)
+    stages.check_paths(paths, prepared["stats"], node)
+    text = stages.config_text(new, paths.values, prepared["home"])
+    return text, tuple(diff(old.data, resolve_text(stage, text, where, []).data))
+
+
+def _fresh_code(spec: JobSpec, start: Path) -> snapshot.Snapshot:
+    from configs.load import load_stage
+
+    if spec.resume_rule.kind == "glob" and not (spec.resume_rule.glob or "").startswith(("/", "../")):
+        raise Refused(f"--fresh-code: {spec.id} writes its checkpoints into its copy of the code "
+                      f"({spec.resume_rule.glob}); they would go with it",
+                      hint=f"a new job has the new code: launch submit {spec.stage} --resume PATH, "
+                           "the path of the checkpoint on the node")
+    if spec.stage != stages.COMMAND:
+        return snapshot.take(*stages.code_of(load_stage(spec.stage, start), start))
+    if spec.code == CodeRef() or spec.code.digest is None:
+        raise Wrong(f"--fresh-code: {spec.id} runs in {spec.cwd} as it is; nothing was copied")
+    return snapshot.take(stages.work_tree_or(start))
+
+
+def restart(index: Index, plan: RestartPlan, grace_s: float | None) -> Restarted:
+    """The same job, next attempt, from its last verified checkpoint; blocks until that attempt has begun."""
+    backend = reconcile.backend_of(plan.node)
+    with packed(plan.code) as code:
+        answer = backend.restart(plan.job.run_dir, by=whoami(), grace_s=grace_s, spec=plan.spec,
+                                 config=plan.config, secrets=plan.secrets, code=code)
+    for view in backend.status([plan.job.run_dir])["jobs"]:
+        heard(index, plan.job, view)
+    attempt, step = answer["attempt"], answer["resume_step"]
+    resume = _resumed_from(backend, plan.job, attempt) if step is None else None
+    return Restarted(plan.job.id, plan.job.node, attempt, step, resume)
+
+
+def _resumed_from(backend: Backend, job: Job, attempt: int) -> str | None:
+    return next((one["resume"] for one in backend.show(job.run_dir)["attempts"] if one["n"] == attempt), None)
