@@ -30,6 +30,8 @@ def start(name: str, attempt_dir: str, cwd: str, program: list[str], env: Mappin
     Only from the main thread: PDEATHSIG is bound to the thread that forks.
     """
     parent = os.getpid()
+    # A signal that comes before the program's own handlers must end the child, not be swallowed by the supervisor's.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -42,6 +44,7 @@ def start(name: str, attempt_dir: str, cwd: str, program: list[str], env: Mappin
         finally:
             sys.stderr.flush()
             os._exit(code)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
