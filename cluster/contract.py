@@ -160,6 +160,8 @@ class BadCheckpoint(Exception):
 
 @dataclass(frozen=True)
 class Manifest:
+    """What a checkpoint consists of; its last file to be written."""
+
     job: str
     attempt: int
     step: int

@@ -57,6 +57,8 @@ class Launched:
 
 @dataclass(frozen=True)
 class StopAsked:
+    """Somebody, or its time limit, wants the program to stop."""
+
     t: float
     by: str  # user@host, or "launch" for a time limit
     why: Literal["kill", "restart", "time limit"]

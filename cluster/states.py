@@ -17,6 +17,8 @@ from cluster.events import AttemptEnded, AttemptStarted, Event, Launched, Note, 
 
 @dataclass(frozen=True)
 class Pending:
+    """Submitted, or an attempt is being prepared."""
+
     since: float
     attempt: int | None  # None: no supervisor has started yet
     why: str = ""
@@ -24,12 +26,16 @@ class Pending:
 
 @dataclass(frozen=True)
 class Running:
+    """The program's processes exist."""
+
     since: float
     attempt: int
 
 
 @dataclass(frozen=True)
 class Stopping:
+    """Somebody asked it to stop; it may take `grace_s` to save."""
+
     since: float
     attempt: int
     by: str
@@ -50,6 +56,8 @@ class Restarting:
 
 @dataclass(frozen=True)
 class Ended:
+    """For good, unless a person restarts it."""
+
     at: float
     attempt: int | None
     reason: Reason

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import getpass
-import socket
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _FOREVER_S = 30 * 86400.0
 
 
 def whoami() -> str:
-    return f"{getpass.getuser()}@{socket.gethostname()}"
+    return f"{getpass.getuser()}@{os.uname().nodename}"
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,9 @@
 """Starting a job: check everything, note the intent, then ask the node; a lost answer is asked for again."""
 from __future__ import annotations
 
-import getpass
 import io
 import os
 import re
-import secrets
-import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +13,7 @@ from cluster.errors import ClusterError, Unreachable, Unusable
 from cluster.inventory import Node
 from cluster.spec import JobSpec, digest
 from launcher import jobs, reconcile, stages
+from launcher.control import whoami
 from launcher.errors import LaunchError, Refused, Wrong
 from launcher.index import Index, Intent, Job
 
@@ -82,8 +80,8 @@ def draft(index: Index, request: stages.Request) -> Draft:
     _check_prepared(plan.spec, prepared, node)
     config = stages.config_text(plan.run, paths.values, prepared["home"]) if plan.run else None
     spec = replace(
-        plan.spec, id=new_id(plan.spec.stage), token=secrets.token_hex(16), submitted_at=time.time(),
-        submitted_by=f"{getpass.getuser()}@{socket.gethostname()}",
+        plan.spec, id=new_id(plan.spec.stage), token=os.urandom(16).hex(), submitted_at=time.time(),
+        submitted_by=whoami(),
         resume=stages.expand(plan.spec.resume, prepared["home"]),
         config_digest=digest(config.encode()) if config is not None else None,
         code=code.code if code else plan.spec.code)
@@ -146,7 +144,7 @@ def secret_values(spec: JobSpec) -> dict[str, str]:
 def new_id(stage: str) -> str:
     """`phase3-7kq2x9`; the node takes another ending when this one is taken."""
     stem = re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-")[:40] or "job"
-    return f"{stem}-{''.join(secrets.choice(_ALPHABET) for _ in range(6))}"
+    return f"{stem}-{''.join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(6))}"
 
 
 def check_name(index: Index, name: str | None, start: Path) -> None:

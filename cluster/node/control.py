@@ -16,6 +16,8 @@ from cluster.spec import BadSpec, JobSpec
 
 @dataclass(frozen=True)
 class Stop:
+    """Stop for good; `now` means without a grace."""
+
     by: str
     why: Literal["kill", "time limit"] = "kill"
     grace_s: float | None = None

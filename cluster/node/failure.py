@@ -68,6 +68,8 @@ class Facts:
 
 @dataclass(frozen=True)
 class Verdict:
+    """Why an attempt ended, and whether another one can end better."""
+
     reason: Reason
     detail: str
     retry: Retry = Retry.NEVER

@@ -15,6 +15,8 @@ _SAME_MB = 512  # GPUs whose used memory differs by less are equally free
 
 @dataclass(frozen=True)
 class Gpu:
+    """One line of nvidia-smi."""
+
     index: int
     uuid: str
     name: str

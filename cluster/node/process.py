@@ -61,8 +61,8 @@ def hostname() -> str:
 def read_process(pid: int) -> Proc | None:
     """None: there is no such process."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            raw = file.read()
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            raw = file.readall()
     except _GONE:
         return None
     head, _, tail = raw.rpartition(b")")  # the name may contain anything, parentheses too
@@ -89,12 +89,17 @@ def process_table() -> dict[int, Proc]:
 
 def environment_of(pid: int) -> dict[bytes, bytes]:
     """What the process was started with; empty when it may not be read, is gone, or was overwritten."""
-    try:
-        raw = Path(f"/proc/{pid}/environ").read_bytes()
-    except (*_GONE, OSError):
-        return {}
-    pairs = (entry.partition(b"=") for entry in raw.split(b"\0"))
+    pairs = (entry.partition(b"=") for entry in _started_with(pid))
     return {name: value for name, found, value in pairs if found}
+
+
+def _started_with(pid: int) -> list[bytes]:
+    """NAME=value, each; see `environment_of`."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
+            return file.readall().split(b"\0")
+    except (*_GONE, OSError):
+        return []
 
 
 def command_of(pid: int) -> list[str]:
@@ -154,7 +159,7 @@ def _below(pid: int | None, children: dict[int, list[Proc]]) -> Iterator[Proc]:
 
 
 def _holds(pid: int, token: str) -> bool:
-    return environment_of(pid).get(ENV_TOKEN.encode()) == token.encode()
+    return f"{ENV_TOKEN}={token}".encode() in _started_with(pid)
 
 
 def is_other_supervisor(process: Proc) -> bool:
