@@ -6,6 +6,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is loaded; more only slows small tests
 
 import contextlib  # noqa: E402
+import signal  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Generator, Iterator  # noqa: E402
@@ -15,6 +16,9 @@ import psutil  # noqa: E402
 import pytest  # noqa: E402
 
 pytest_plugins = ["tests.testbed.fixtures"]
+
+# Started in the background the tests would ignore Ctrl-C, and every `launch` they start with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SETTLE_S = 3.0  # threads and children may take this long to end after their test
 _KEPT = {"LAUNCH_SHARED", "LAUNCH_REQUIRE_TESTBED"}  # settings of the tests themselves
