@@ -342,7 +342,7 @@ def _transport_preferring(known: list[hostkeys.KnownKey]) -> Callable[..., Trans
 def _policy(target: Target, known: list[hostkeys.KnownKey]) -> MissingHostKeyPolicy:
     """paramiko itself is told of no known host, so every key comes to this policy; it accepts none by itself.
     """
-    from paramiko import MissingHostKeyPolicy, PKey
+    from paramiko import MissingHostKeyPolicy
 
     class Policy(MissingHostKeyPolicy):
         def missing_host_key(self, _client: object, _name: str, key: PKey) -> None:

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -92,7 +92,7 @@ def nearest_hint(key: str, known: list[str]) -> str | None:
     return f"known here: {', '.join(sorted(siblings))}" if siblings else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _info(schema: type[Strict]) -> inspect.Type:
     return inspect.type_info(schema)
 

@@ -74,10 +74,9 @@ def test_a_third_party_name_lives_in_one_file(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name.startswith(CARRIED)])
-def test_what_is_carried_to_a_node_needs_only_the_standard_library_and_psutil(name: str) -> None:
-    allowed = {*sys.stdlib_module_names, "psutil"}
+def test_what_is_carried_to_a_node_needs_only_the_standard_library(name: str) -> None:
     wrong = [f"{name}:{line}: {module}" for line, module in imports(name)
-             if module.split(".")[0] not in allowed and not within(module, CARRIED_OF_OURS)]
+             if module.split(".")[0] not in sys.stdlib_module_names and not within(module, CARRIED_OF_OURS)]
     assert not wrong
 
 
@@ -114,3 +113,9 @@ def test_no_key_of_a_run_file_is_dead() -> None:
     read |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     words = {key.rpartition(".")[2] for key in known_keys(Phase3Run) if not key.startswith("resources")}
     assert sorted(words - read) == []
+
+
+def test_ruff_has_nothing_to_say() -> None:
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", str(ROOT)],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
