@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def _supervised(run: RunDir, spec: dict[str, Any]) -> dict[str, Any]:
     folded, _ = fold(events, spec["submitted_at"])
     attempts = run.attempts()
     checkpoint_step = _checkpoint_step(run, folded, events)
-    status = with_liveness(folded, _heard(run, attempts, folded), checkpoint_step)
+    status = _with_survivors(with_liveness(folded, _heard(run, attempts, folded), checkpoint_step), spec["token"])
     _await_last_heartbeat(attempts, status)
     beat = newest_heartbeat(run) or {}
     starts = [event for event in events if isinstance(event, AttemptStarted)]
@@ -165,6 +166,15 @@ def _said(attempt: AttemptDir) -> dict[str, Any]:
     found = {key: line[key] for line in lines for key in _PROGRESS_KEYS if line.get(key) is not None}
     return {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in found.items()}
+
+
+def _with_survivors(status: Status, token: str) -> Status:
+    """Of a job whose supervisor was lost: what of it goes on. A shell's children are told by nobody."""
+    if not isinstance(status, Failed) or status.reason is not Reason.SUPERVISOR_LOST:
+        return status
+    if not (left := len(process.members(None, token))):
+        return status
+    return replace(status, detail=f"{status.detail}, but {left} of its processes still run; launch kill ends them")
 
 
 def _heard(run: RunDir, attempts: list[AttemptDir], status: Status) -> Heard | None:

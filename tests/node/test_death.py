@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.contract import checkpoint_name
 from cluster.events import Launched, Reason
-from cluster.node import process
+from cluster.node import kill, process, view
 from cluster.spec import ResumeRule, RestartPolicy
 from tests.helpers import wait_until
 from tests.node.conftest import Job
@@ -121,3 +121,18 @@ def test_death_of_the_supervisor_ends_torchrun_at_once_and_ranks_by_their_save(
     wait_until(lambda: not any(process.alive(*rank) for rank in ranks), what="the ranks have ended")
     assert all("saved" in job.log(rank) and f"saved {agent}" not in job.log(rank) for rank in (0, 1))
     wait_until(lambda: not process.members(None, job.spec.token))
+
+
+def test_what_outlives_its_supervisor_is_counted_and_can_be_killed(make_job: MakeJob, tmp_path: Path) -> None:
+    """A shell dies of the SIGTERM that tells it; its child is told by nobody."""
+    pid = tmp_path / "pid"
+    job = make_job("command", "sh", "-c", f"sleep 99 & echo $! > '{pid}'; wait").start()
+    child = wait_until(lambda: pid.exists() and pid.read_text().strip(), what="the child")
+    job.supervisor.kill()
+    job.supervisor.wait()
+    wait_until(lambda: not process.alive(*rank_identity(job, 0)), what="the shell has ended")
+    seen = view.view_of(job.run)
+    assert seen["reason"] == Reason.SUPERVISOR_LOST and "1 of its processes still run" in seen["detail"]
+    kill.kill({"run_dir": str(job.run.path), "by": "me", "grace_s": None, "now": True}, None)
+    assert process.start_time(int(child)) is None
+    assert "still run" not in view.view_of(job.run)["detail"]
