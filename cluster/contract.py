@@ -29,7 +29,7 @@ ENV_PREFIX = "LAUNCH_"
 
 # Keys of a metrics line that have a fixed meaning; every other key is a scalar of the job's own.
 METRIC_KEYS = ("t", "step", "applied", "total", "loss", "lr", "grad_norm", "samples", "epoch", "event")
-METRIC_EVENTS = ("resumed", "stopped", "checkpoint", "skipped", "eval")
+METRIC_EVENTS = ("resumed", "stopped", "checkpoint", "skipped", "eval", "done")
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1

@@ -137,6 +137,7 @@ class Trainer:
             self.stage.artifacts(self.job.run.artifacts)
             self._writer.wait()
             self._report()
+        self.metrics.write(self.progress.step, "done")
         self.world.barrier()
         return True
 

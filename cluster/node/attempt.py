@@ -299,7 +299,7 @@ class Attempt:
         now, asked = self.watch.now, self._asked
         if asked is None or self._ended_first and asked.why != "restart":
             return failure.judge(self._facts(outcome.exit_code, oom_kills))
-        if self._ours and outcome.exit_code == 0 and now.complete:
+        if self._ours and (now.done or outcome.exit_code == 0 and now.complete):
             asked.restart = None
             return Verdict(Reason.DONE, f"step {now.step}: it was complete when the stop came")
         return ending.stopped(asked, ending.how_it_stopped(now, outcome, self._ours, self._by_force))

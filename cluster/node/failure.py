@@ -79,6 +79,8 @@ def judge(facts: Facts) -> Verdict:
     """Why the attempt ended, in words, and whether a retry can help."""
     if facts.exit_code == 0:
         return _judge_exit_0(facts)
+    if facts.ours and facts.progress.done:  # a rank that stumbles on its way out has nothing left to lose
+        return Verdict(Reason.DONE, f"step {facts.progress.step}; then it ended with exit code {facts.exit_code}")
     first = first_failure(facts)
     words = _words(facts, first.rank or 0)
     reason, detail = _classify(facts, first, words)

@@ -28,6 +28,7 @@ class Progress:
     resumed: int | None = None  # step of the `resumed` line
     stopped: int | None = None  # step of the `stopped` line
     checkpoint: int | None = None  # step of the newest `checkpoint` line
+    done: bool = False  # the `done` line: its artifacts are written, whatever happens to its processes afterwards
 
     @property
     def eta_s(self) -> float | None:
@@ -96,6 +97,8 @@ class Watch:
             self.now.resumed = step
         elif event == "stopped":
             self.now.stopped = step
+        elif event == "done":
+            self.now.done = True
         elif event == "checkpoint":
             self.now.checkpoint = step
             if isinstance(save_s := values.get("save_s"), int | float) and math.isfinite(save_s):

@@ -85,6 +85,7 @@ def test_the_run_ends_at_exactly_max_steps(alone: World, job: Job) -> None:
     assert steps(lines)[-1]["applied"] == 5
     assert [line["step"] for line in events(lines, "checkpoint")] == [8, 16, 21]
     assert lines[0]["event"] == "resumed" and lines[0]["step"] == 0
+    assert (lines[-1]["event"], lines[-1]["step"]) == ("done", 21)
     assert [line["step"] for line in events(lines, "eval")] == [0, 20, 21]
 
 
