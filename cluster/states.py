@@ -172,7 +172,7 @@ def with_liveness(status: Status, heard: Heard | None, checkpoint_step: int | No
         return status
     if heard.rebooted:
         return NodeFail(heard.last, status_attempt(status), Reason.NODE_LOST, "the node was restarted", checkpoint_step)
-    return Failed(heard.last, status_attempt(status), Reason.SUPERVISOR_LOST, "the supervisor is gone", checkpoint_step)
+    return Failed(heard.last, status_attempt(status), Reason.SUPERVISOR_LOST, "it wrote no ending", checkpoint_step)
 
 
 def status_attempt(status: Status) -> int | None:

@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from signal import SIGUSR2
+from signal import SIGTERM, SIGUSR2
 from typing import Any
 
 from cluster.contract import RunDir
 from cluster.errors import NodeFailure, Refused
 from cluster.events import AttemptEnded
 from cluster.journal import read_journal
-from cluster.node import control, gpus, process
+from cluster.node import control, gpus, process, stopping
 from cluster.node.view import newest_heartbeat, read_view
 from cluster.states import ENDED_WORDS
 
@@ -67,14 +67,19 @@ def ring(run: RunDir) -> None:
 
 
 def end_leftovers(run: RunDir, view: dict[str, Any], grace_s: float | None) -> list[process.Proc]:
-    """Wait for what a dead supervisor left to save and end, then kill it. -> what could not be ended.
+    """Let what a dead supervisor left save and end, then kill it. -> what could not be ended.
 
-    The ranks got SIGTERM from the kernel when their supervisor died, so they are already on their way.
+    Its ranks got SIGTERM from the kernel when it died and are on their way; the others hear it now, once.
     """
     if supervisor_of(run) or not (left := process.members(None, view["token"])):
         return []
     deadline = time.monotonic() + (GRACE_S if grace_s is None else grace_s)
+    told: set[stopping.Identity] = set()
     while left and time.monotonic() < deadline:
+        fresh = set(stopping.untold(left, run.attempts()[-1])) - told
+        for identity in fresh:
+            process.send(identity, SIGTERM)
+        told |= fresh
         time.sleep(_POLL_S)
         left = process.members(None, view["token"])
     return process.sweep(None, view["token"]) if left else []

@@ -55,6 +55,16 @@ def _is_rank(pid: int) -> bool:
     return b"LOCAL_RANK" in env and b"RANK" in env
 
 
+def untold(processes: Collection[Proc], attempt: AttemptDir) -> list[Identity]:
+    """Whom to tell when nobody is above them any more: foreign ranks first, then who works for nobody else.
+
+    Our own ranks have heard it from the kernel when their parent died; while one of them lives, nobody is told.
+    """
+    if any(alive(*who) for who in signed_in(attempt).values()):
+        return []
+    return [one.identity for one in foreign_ranks(processes) or _heads(processes)]
+
+
 class Told:
     """Remembers who was told, so that nobody hears it twice: a second SIGTERM means "at once" to some programs."""
 
@@ -80,14 +90,8 @@ class Told:
         return self._new([self._root]) if overdue else []
 
     def after_the_root(self, processes: Collection[Proc]) -> list[Identity]:
-        """Whom to tell when the root has ended and others are left: ranks first, then who works for nobody else.
-
-        The ranks of our own torchrun have heard it from the kernel when torchrun died.
-        """
-        if self._spec.kind == "torchrun" and any(alive(*who) for who in signed_in(self._attempt).values()):
-            return []
-        ranks = foreign_ranks(processes)
-        return self._new(one.identity for one in ranks or _heads(processes))
+        """Whom to tell when the root has ended and others are left."""
+        return self._new(untold(processes, self._attempt))
 
     def not_begun(self) -> bool:
         """No rank exists yet, so there is nothing to save and nobody to tell."""

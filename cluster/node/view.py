@@ -174,7 +174,7 @@ def _with_survivors(status: Status, token: str) -> Status:
         return status
     if not (left := len(process.members(None, token))):
         return status
-    return replace(status, detail=f"{status.detail}, but {left} of its processes still run; launch kill ends them")
+    return replace(status, detail=f"{left} of its processes still run; launch kill ends them")
 
 
 def _heard(run: RunDir, attempts: list[AttemptDir], status: Status) -> Heard | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +134,8 @@ def test_what_outlives_its_supervisor_is_counted_and_can_be_killed(make_job: Mak
     wait_until(lambda: not process.alive(*rank_identity(job, 0)), what="the shell has ended")
     seen = view.view_of(job.run)
     assert seen["reason"] == Reason.SUPERVISOR_LOST and "1 of its processes still run" in seen["detail"]
-    kill.kill({"run_dir": str(job.run.path), "by": "me", "grace_s": None, "now": True}, None)
+    began = time.monotonic()
+    kill.kill({"run_dir": str(job.run.path), "by": "me", "grace_s": 50.0, "now": False}, None)
+    assert time.monotonic() - began < 10  # it was told, and a sleep does not wait for the grace to be over
     assert process.start_time(int(child)) is None
     assert "still run" not in view.view_of(job.run)["detail"]
