@@ -10,9 +10,7 @@ import importlib
 import logging
 import random
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cluster import hostkeys, wire
 from cluster.errors import ClusterError, Unreachable
 from cluster.inventory import Node
+from cluster.reach import ProxyCommand, tcp
 from cluster.remote import BLOCK, SILENCE_S, Pipe, RemoteShell
 from cluster.sshconfig import Target, resolve, split_jump
 
@@ -173,7 +172,7 @@ class _Link:
     def __init__(self, target: Target, through: _Link | None, timeout_s: float) -> None:
         """Raises Unreachable or _Dropped; nothing is left open then."""
         self._target = target
-        self._proxy = _ProxyCommand(target) if target.proxy_command and not through else None
+        self._proxy = ProxyCommand(target) if target.proxy_command and not through else None
         self._socket: Any = None
         try:
             self._socket = self._reach(through, timeout_s)
@@ -224,7 +223,7 @@ class _Link:
         target = self._target
         if through:
             return through.tunnel(target.hostname, target.port, timeout_s)
-        return self._proxy.socket if self._proxy else _tcp(target, timeout_s)
+        return self._proxy.socket if self._proxy else tcp(target, timeout_s)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -236,47 +235,6 @@ class _Link:
         except (SSHException, OSError, EOFError) as error:
             why = str(error) or type(error).__name__
             raise Unreachable(f"the connection broke ({why})", self._target.name) from None
-
-
-def _tcp(target: Target, timeout_s: float) -> socket.socket:
-    where = f"{target.hostname} port {target.port}"
-    try:
-        connection = socket.create_connection((target.hostname, target.port), timeout_s)
-    except socket.gaierror as error:
-        raise Unreachable(f"its name {target.hostname!r} is not known ({error.strerror})", target.name,
-                          f"check HostName in the ssh configuration; try: {target.command}") from None
-    except ConnectionRefusedError:
-        raise Unreachable(f"{where} refuses the connection: no sshd runs there", target.name) from None
-    except TimeoutError:
-        raise Unreachable(f"{where} did not answer in {timeout_s:g} s: it is down, or a firewall is between",
-                          target.name) from None
-    except OSError as error:
-        raise Unreachable(f"{where}: {error.strerror or error}", target.name) from None
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connection
-
-
-class _ProxyCommand:
-    """The ProxyCommand of a host, run as ssh runs it, as a socket."""
-
-    def __init__(self, target: Target) -> None:
-        self.socket, theirs = socket.socketpair()
-        self._errors = tempfile.TemporaryFile()
-        with theirs:
-            self._process = subprocess.Popen(
-                ["/bin/sh", "-c", f"exec {target.proxy_command}"], stdin=theirs, stdout=theirs,
-                stderr=self._errors, start_new_session=True)
-
-    def last_words(self) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
-
-    def close(self) -> None:
-        self.socket.close()
-        self._process.terminate()
-        self._process.wait()
-        self._errors.close()
 
 
 # --- logging in ---------------------------------------------------------------------------------------------
