@@ -11,18 +11,26 @@ from __future__ import annotations
 import errno
 
 
-class ClusterError(Exception):
-    """`what` happened, on which `node`, and what to do next."""
+class Explained(Exception):
+    """`what` is the matter, `where`, and a `hint`: what to do next. Printed as it is, with its exit code."""
 
     exit_code = 1
 
-    def __init__(self, what: str, node: str | None = None, hint: str | None = None) -> None:
-        self.what, self.node, self.hint = what, node, hint
+    def __init__(self, what: str, where: str | None = None, hint: str | None = None) -> None:
+        self.what, self.where, self.hint = what, where, hint
         super().__init__(what)
 
     def __str__(self) -> str:
-        where = f"{self.node}: " if self.node else ""
+        where = f"{self.where}: " if self.where else ""
         return f"{where}{self.what}" + (f"\n  {self.hint}" if self.hint else "")
+
+
+class ClusterError(Explained):
+    """`where` is the node."""
+
+    @property
+    def node(self) -> str | None:
+        return self.where
 
 
 class Unusable(ClusterError):

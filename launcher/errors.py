@@ -13,19 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from cluster.errors import Explained
 
-class LaunchError(Exception):
-    """`what` is the matter, `where`, and a `hint`: what to do next."""
 
-    exit_code = 1
-
-    def __init__(self, what: str, where: str | None = None, hint: str | None = None) -> None:
-        self.what, self.where, self.hint = what, where, hint
-        super().__init__(what)
-
-    def __str__(self) -> str:
-        where = f"{self.where}: " if self.where else ""
-        return f"{where}{self.what}" + (f"\n  {self.hint}" if self.hint else "")
+class LaunchError(Explained):
+    """`where` is a file, a job or an option."""
 
 
 class Wrong(LaunchError):
