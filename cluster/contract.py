@@ -4,7 +4,7 @@ Only names and the definition of a verified checkpoint live here. Standard libra
 and imported by training code.
 
     <workdir>/runs/<job-id>/
-      spec.json  config.yaml  code/  control/  artifacts/
+      spec.json  config.yaml  slurm.json  code/  control/  artifacts/
       attempts/000/   journal.jsonl heartbeat.json metrics.jsonl env.json spec.json config.yaml ranks/ logs/
       checkpoints/step-00000500-a000/   … manifest.json (written last)
 """
@@ -117,6 +117,11 @@ class RunDir:
     @property
     def artifacts(self) -> Path:
         return self.path / "artifacts"
+
+    @property
+    def slurm(self) -> Path:
+        """{"ids": [SLURM's ids of this job, the newest last]}; not there without a scheduler."""
+        return self.path / "slurm.json"
 
     def attempt(self, number: int) -> AttemptDir:
         return AttemptDir(self.path / "attempts" / f"{number:03d}")

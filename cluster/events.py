@@ -27,6 +27,10 @@ class Reason(str, Enum):
     TIME_LIMIT = "time limit"
     SUPERVISOR_LOST = "supervisor lost"
     NODE_LOST = "node lost"
+    PREEMPTED = "preempted"
+    SCHEDULER = "ended by the scheduler"
+    SUPERSEDED = "a newer attempt runs elsewhere"
+    DEPENDENCY = "a job it waits for did not complete"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class AttemptStarted:
 
     t: float
     attempt: int
-    by: Literal["submit", "restart", "policy"]
+    by: Literal["submit", "restart", "policy", "scheduler"]
     hostname: str
     boot_id: str
     pid: int
@@ -43,6 +47,9 @@ class AttemptStarted:
     checkpoints: tuple[str, ...]  # names found at the start; one written later by an older attempt never counts
     resume: str | None  # path resumed from
     resume_step: int | None
+    slurm_id: str | None = None  # SLURM's id of the allocation
+    slurm_restarts: int | None = None  # SLURM_RESTART_COUNT
+    nodes: tuple[str, ...] = ()  # hostnames, that of node 0 first; empty: this host alone
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,11 @@ class Launched:
 
 @dataclass(frozen=True)
 class StopAsked:
-    """Somebody, or its time limit, wants the program to stop."""
+    """Somebody, its time limit or the scheduler wants the program to stop."""
 
     t: float
-    by: str  # user@host, or "launch" for a time limit
-    why: Literal["kill", "restart", "time limit"]
+    by: str  # user@host, "launch" for a time limit, "SLURM"
+    why: Literal["kill", "restart", "time limit", "scheduler", "superseded"]
     grace_s: float
 
 
@@ -84,7 +91,7 @@ class AttemptEnded:
     step: int | None
     checkpoint: str | None  # newest verified checkpoint
     checkpoint_step: int | None
-    next: Literal["end", "retry", "restart"]
+    next: Literal["end", "retry", "restart", "requeue"]  # requeue: the scheduler starts the next attempt
     retry_at: float | None  # unix seconds, with next = "retry"
     survivors: tuple[int, ...] = ()  # pids that could not be ended
 

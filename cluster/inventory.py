@@ -17,13 +17,14 @@ DEFAULT_WORKDIR = "~/launch"
 
 @dataclass(frozen=True)
 class Node:
-    """One machine. `workdir`, `data`, `agent_python` and the paths in `python` are paths there; `~` is the
-    home there.
+    """One machine, or a SLURM cluster as its login node sees it.
+
+    `workdir`, `data`, `agent_python` and the paths in `python` are paths there; `~` is the home there.
     """
 
     name: str
-    via: Literal["local", "ssh"] = "ssh"
-    host: str = ""  # what ssh is given; empty: the name
+    via: Literal["local", "ssh", "slurm"] = "ssh"
+    host: str = ""  # what ssh is given; empty: the name. slurm: the login node, or "here"
     workdir: str = DEFAULT_WORKDIR
     data: str | None = None  # relative paths in run files are below it
     python: PythonEnv = PythonEnv()  # of the jobs
@@ -34,6 +35,9 @@ class Node:
     ssh_config: str | None = None  # None: the person's own ~/.ssh/config
     ssh_client: Literal["fabric", "openssh"] = "fabric"  # openssh: the `ssh` program, for what only it can do
     connect_timeout_s: float = 5.0  # where ssh's ConnectTimeout says nothing
+    peers: bool = False  # the other nodes reach it by `ssh -o BatchMode=yes`
+    partition: str | None = None  # slurm: where jobs go when nothing else is said
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)  # slurm: more options, by their long names
 
     @property
     def ssh_name(self) -> str:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 SPEC_VERSION = 1
@@ -59,6 +59,39 @@ class CodeRef:
 
 
 @dataclass(frozen=True)
+class Slurm:
+    """How SLURM is to run a job. `options` are sbatch's by their long names, the stage's over the node's; what launch
+    itself asks for (nodes, gres, time, signal, …) is added when the job is submitted, unless it is given here."""
+
+    partition: str | None = None
+    nodelist: str | None = None  # the job was aimed at this machine
+    options: dict[str, str | int | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class After:
+    """A job that must have ended before this one starts. `label` is what `${label.…}` in the config calls it."""
+
+    id: str
+    run_dir: str  # on the node that has it
+    any: bool = False  # however it ended; else only once it completed
+    label: str = ""
+    peer: tuple[str, ...] = ()  # the command that asks that node's agent from here; empty: run_dir is seen here
+
+
+@dataclass(frozen=True)
+class Group:
+    """The sweep or pipeline that a job is one of."""
+
+    id: str  # what a person calls all of it
+    kind: Literal["sweep", "pipeline"]
+    member: str  # the number of a sweep's point, the label of a pipeline's stage
+    size: int
+    parallel: int = 0  # so many points at a time; 0: all
+    point: dict[str, str] = field(default_factory=dict)  # dotted key -> value, as it was typed
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """One job. `argv` is a list until the very last moment; nothing in it is ever interpreted.
 
@@ -78,10 +111,15 @@ class JobSpec:
     secrets: tuple[str, ...] = ()  # names only; values are in <workdir>/.launch/secrets.env on the node
     python: PythonEnv = PythonEnv()
     cwd: str | None = None  # None: the snapshot in code/; relative: a directory of it
-    gpus: int = 0
+    nodes: int = 1  # machines that are one torchrun world
+    hosts: tuple[str, ...] = ()  # their names in cluster.yaml, `node` first; SLURM chooses its own
+    slurm: Slurm | None = None  # None: no scheduler
+    after: tuple[After, ...] = ()
+    group: Group | None = None
+    gpus: int = 0  # on each node
     gpu_choice: tuple[int, ...] | None = None  # indices the node's entry in cluster.yaml allows; None: all
-    procs: int = 1  # ranks on this node when gpus is 0
-    time_s: float | None = None
+    procs: int = 1  # ranks on each node when gpus is 0
+    time_s: float | None = None  # SLURM: of one allocation, the job goes on in the next; elsewhere: of the job
     grace_s: float | None = None  # None: max(60, 3x the last measured save)
     resume: str = "auto"  # auto | never | absolute path on the node
     resume_rule: ResumeRule = ResumeRule()
@@ -96,8 +134,13 @@ class JobSpec:
 
     @property
     def ranks(self) -> int:
-        """Processes that count as ranks on this node."""
+        """Processes that count as ranks on one node."""
         return (self.gpus or self.procs) if self.kind == "torchrun" else 1
+
+    @property
+    def world(self) -> int:
+        """Ranks on all nodes together."""
+        return self.ranks * self.nodes
 
     def to_json(self) -> bytes:
         """Canonical: sorted keys, no spaces that vary, ASCII (arguments need not be valid UTF-8). The same spec is
@@ -134,9 +177,13 @@ def _build(cls: type, value: dict[str, Any]) -> Any:
 
 
 def _convert(name: str, value: Any) -> Any:
-    if name in _PARTS:
-        return _build(_PARTS[name], value)
-    return tuple(value) if isinstance(value, list) else value
+    part = _PARTS.get(name)
+    if part is None or value is None:
+        return tuple(value) if isinstance(value, list) else value
+    return tuple(_build(part, item) for item in value) if isinstance(value, list) else _build(part, value)
 
 
-_PARTS = {f.name: type(f.default) for f in fields(JobSpec) if is_dataclass(f.default)}
+_PARTS: dict[str, type] = {
+    "python": PythonEnv, "resume_rule": ResumeRule, "restart": RestartPolicy, "code": CodeRef, "slurm": Slurm,
+    "after": After, "group": Group,
+}

@@ -39,13 +39,13 @@ class Stopping:
     since: float
     attempt: int
     by: str
-    why: Literal["kill", "restart", "time limit"]
+    why: Literal["kill", "restart", "time limit", "scheduler", "superseded"]
     grace_s: float
 
 
 @dataclass(frozen=True)
 class Restarting:
-    """Between two attempts: backing off after a failure, or on a person's word."""
+    """Between two attempts: backing off after a failure, on a person's word, or until the scheduler goes on."""
 
     since: float
     attempt: int  # the one that ended
@@ -102,6 +102,8 @@ ENDING: dict[Reason, type[Ended]] = {
     Reason.BAD_EXIT: Failed, Reason.CANNOT_START: Failed, Reason.PREFLIGHT: Failed, Reason.CUDA_OOM: OutOfMemory,
     Reason.HOST_OOM: OutOfMemory, Reason.SIGNAL: Failed, Reason.NON_FINITE: Failed, Reason.COMMUNICATION: Failed,
     Reason.DISK_FULL: Failed, Reason.TIME_LIMIT: Timeout, Reason.SUPERVISOR_LOST: Failed, Reason.NODE_LOST: NodeFail,
+    Reason.PREEMPTED: Cancelled, Reason.SCHEDULER: Cancelled, Reason.SUPERSEDED: Cancelled,
+    Reason.DEPENDENCY: Cancelled,
 }
 
 # Which events may meet which status. A restart by a person may revive any ending.

@@ -44,12 +44,17 @@ def check_duration(key: str, text: object) -> None:
             raise ValueError(f"`{key}`: {error}") from None
 
 
+Sbatch = dict[str, str | int | bool]  # options of sbatch by their long names; true: one without a value
+
+
 class Resources(Strict):
-    """What one job takes on a node. `procs`: ranks when `gpus` is 0, otherwise there is one rank per GPU."""
+    """What one job takes on each of its nodes. `procs`: ranks when `gpus` is 0, otherwise one rank per GPU."""
 
     gpus: Gpus = 0
     procs: Positive = 1
-    time: str | None = None  # a limit, as in 24h; null: none
+    nodes: Positive = 1
+    time: str | None = None  # a limit, as in 24h; null: none. SLURM: of one allocation, the job goes on in the next
+    sbatch: Sbatch = {}  # where SLURM runs it: account, qos, constraint, mem, cpus-per-task, …
 
     def __post_init__(self) -> None:
         check_duration("time", self.time)
@@ -60,7 +65,9 @@ class ResourcesOverride(Strict):
 
     gpus: Gpus | UnsetType = UNSET
     procs: Positive | UnsetType = UNSET
+    nodes: Positive | UnsetType = UNSET
     time: str | None | UnsetType = UNSET
+    sbatch: Sbatch | UnsetType = UNSET
 
     def __post_init__(self) -> None:
         check_duration("time", self.time)

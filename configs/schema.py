@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from configs.fields import Count, Resources, ResourcesOverride, Strict, Text, Weight, parse_duration
+from configs.fields import Count, Resources, ResourcesOverride, Sbatch, Strict, Text, Weight, parse_duration
 from configs.phase3 import Phase3Run
 
 __all__ = [
@@ -158,7 +158,7 @@ class SlurmNode(BaseNode, tag_field="via", tag="slurm"):
 
     login: Text = "here"  # where sbatch runs: a name for ssh, or here
     partition: Text | None = None
-    sbatch: dict[str, str | int | bool] = {}  # more options of sbatch, by their long names
+    sbatch: Sbatch = {}  # for every job there; those of a stage go over these
     ssh: SshOptions = SshOptions()
     peers: bool = False
 

@@ -25,8 +25,9 @@ class Request:
     start: Path
     stage: str | None = None
     argv: tuple[str, ...] = ()  # a command instead of a stage
-    node: str = "local"
-    gpus: int | None = None
+    node: str = "local"  # a node, a cluster, cluster:partition, N1,N2,…, any
+    nodes: int | None = None  # machines that are one torchrun world
+    gpus: int | None = None  # on each node
     config: str | None = None
     sets: tuple[str, ...] = ()
     name: str | None = None
@@ -35,6 +36,9 @@ class Request:
     time_s: float | None = None
     grace_s: float | None = None
     cwd: str | None = None  # a directory of the node: nothing is copied
+    after: tuple[str, ...] = ()  # JOB or JOB:any
+    sweeps: tuple[str, ...] = ()  # a.b=v1,v2
+    parallel: int | None = None  # points of a sweep at a time
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""Jobs on one machine: this computer, or one that ssh reaches. The supervisor there does the work; these are
-questions.
+"""Jobs whose run directories one machine sees: this computer, one that ssh reaches, the login node of a SLURM
+cluster. Agents and supervisors there do the work; these are questions.
 """
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class HostBackend:
 
 def shell_for(node: Node) -> Shell:
     """Each way is loaded only when it is gone."""
-    if node.via == "local":
+    if node.via == "local" or (node.via, node.host) == ("slurm", "here"):
         from cluster.local import LocalShell
         return LocalShell(node)
     if node.ssh_client == "openssh":
