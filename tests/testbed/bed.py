@@ -75,6 +75,7 @@ class Bed:
     def __init__(self, name: str, home: str = "shared", binds: Iterable[Path] | None = None) -> None:
         self.name = name
         self.home = home
+        self.slurm_setting = "off"
         self.binds = tuple(default_binds() if binds is None else binds)
         self.owner = os.getpid()
         self.root = Path(f"/srv/launch-testbed.{name}")
@@ -83,6 +84,7 @@ class Bed:
         settings = {
             "TB_NAME": self.name,
             "TB_HOME": self.home,
+            "TB_SLURM": self.slurm_setting,
             "TB_BIND": "\n".join(map(str, self.binds)),
             "TB_OWNER": str(self.owner),
         }

@@ -4,31 +4,45 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from typing import TypeVar
 
 import pytest
 
 from .bed import poll, unavailable
+from .slurmbed import SlurmBed
 from .testbed import Testbed
 
-BEDS = ("testbed", "testbed_private_home")
+AnyBed = TypeVar("AnyBed", bound=Testbed)
+BEDS = ("testbed", "testbed_private_home", "slurm_bed", "slurm_bed_bare")
 
 
 @pytest.fixture(scope="session")
 def testbed() -> Iterator[Testbed]:
     """head and gpu01..gpu05 with one /home for all of them."""
-    yield from _session("shared")
+    yield from _session(Testbed(f"shared-{os.getpid()}"))  # the name lets two sessions run on one machine
 
 
 @pytest.fixture(scope="session")
 def testbed_private_home() -> Iterator[Testbed]:
     """A second, independent bed whose nodes have a /home each."""
-    yield from _session("private")
+    yield from _session(Testbed(f"private-{os.getpid()}", "private"))
 
 
-def _session(home: str) -> Iterator[Testbed]:
+@pytest.fixture(scope="session")
+def slurm_bed() -> Iterator[SlurmBed]:
+    """The same machines as a SLURM cluster, with accounting; head is the login node."""
+    yield from _session(SlurmBed(f"slurm-{os.getpid()}"))
+
+
+@pytest.fixture(scope="session")
+def slurm_bed_bare() -> Iterator[SlurmBed]:
+    """A SLURM cluster without accounting: sacct has nothing to say."""
+    yield from _session(SlurmBed(f"bare-{os.getpid()}", accounting=False))
+
+
+def _session(bed: AnyBed) -> Iterator[AnyBed]:
     if why_not := unavailable():
         pytest.skip(why_not)
-    bed = Testbed(f"{home}-{os.getpid()}", home)  # the name lets two sessions run on one machine
     try:
         bed.up()
         yield bed
@@ -48,19 +62,42 @@ def nothing_left_on_the_nodes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def leftovers(bed: Testbed, mounts_before: Counter[str], patience_s: float = 5.0) -> list[str]:
-    """What is left, after sshd had a moment to end sessions; kills processes, switches nodes on again."""
+    """What is left, after sshd had a moment to end sessions; ends it, and switches nodes on again."""
     off = bed.powered_off()
     for node in off:
         bed.fault(node, "poweron")
+    jobs = left_jobs(bed, patience_s) if isinstance(bed, SlurmBed) else []
     processes = [] if poll(lambda: not bed.processes(), patience_s) else bed.processes()
     if processes:
         bed.sweep()
+    nodes = unusable_nodes(bed) if isinstance(bed, SlurmBed) else []
     mounts = list((Counter(bed.mounts()) - mounts_before).elements())
     return (
         [f"{node} is switched off" for node in off]
+        + [f"job: {line}" for line in jobs]
         + [f"process: {line}" for line in processes]
+        + [f"node: {line}" for line in nodes]
         + [f"mount: {line}" for line in mounts]
     )
+
+
+def left_jobs(bed: SlurmBed, patience_s: float) -> list[str]:
+    """The jobs in the queue, which is emptied; those that are just ending are given the time for it."""
+    if poll(lambda: not bed.queue(), patience_s):
+        return []
+    left = [f"{job.id} {job.name} of {job.user}, {job.state} ({job.reason})" for job in bed.queue()]
+    if left:
+        bed.slurm("scancel", *sorted({job.id.split("_")[0] for job in bed.queue()}), user="root", check=False)
+    return [] if all("COMPLETING" in line for line in left) else left
+
+
+def unusable_nodes(bed: SlurmBed, patience_s: float = 30.0) -> list[str]:
+    """The nodes that do not become idle by themselves; they are made to."""
+    if poll(lambda: set(bed.node_states().values()) == {"idle"}, patience_s):
+        return []
+    left = [f"{node} is {state}" for node, state in bed.node_states().items() if state != "idle"]
+    bed.repair_nodes()
+    return left
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A small cluster of ssh nodes on one machine, made of Linux namespaces.  Needs root.
+# A small cluster of ssh nodes, with SLURM if wanted, on one machine, made of Linux namespaces.  Needs root.
 #
 #   testbed.sh up | down | status
 #   testbed.sh ps | sweep | mounts           the users' processes (sweep kills them), the mounts; of all nodes
@@ -12,6 +12,7 @@
 #
 #   TB_NAME     instance; instances live side by side without seeing each other        (main)
 #   TB_HOME     shared: one /home for all nodes; private: one per node                 (shared)
+#   TB_SLURM    off; none: SLURM without accounting; slurmdbd: with it (slurm.sh)      (off)
 #   TB_BIND     host paths, one a line, that stay visible under the private directories
 #   TB_OWNER    pid: the next `up` of any instance removes this one once that process is gone
 #   TB_STARTUPS sshd's MaxStartups                                                     (200)
@@ -45,7 +46,8 @@ gone() { ! init_pid "$1" >/dev/null; }
 cgroups() { # cgroup directories of a node, or of the bed; v2 freezes, memory is where its controller is
   local v2
   for v2 in "$CG" "$CG/unified"; do [ ! -e "$v2/cgroup.controllers" ] || echo "$v2/$LABEL/${1:-}"; done
-  [ ! -d "$CG/memory" ] || echo "$CG/memory/$LABEL/${1:-}"; }
+  [ ! -d "$CG/memory" ] || echo "$CG/memory/$LABEL/${1:-}"
+  slurm_cgroups "${1:-}"; }
 join_cgroups() { local dir; for dir in $(cgroups "$1"); do
   mkdir -p "$dir"; echo "$BASHPID" >"$dir/cgroup.procs"; done; }
 enter() ( # run a command in a node; descriptor 9 is the lock, which a daemon must not inherit
@@ -80,19 +82,18 @@ node_init() { # PID 1 of a node; until it mounts its own, /proc is the host's
     [ -d "$dir/keep/$i" ] && under_private "$path" || continue
     mkdir -p "$path"; mount --move "$dir/keep/$i" "$path"; i=$((i + 1))
   done <<<"$TB_BIND"
-  node_dev "$dir/dev"
+  node_dev "$dir/dev" "$node"
   mount -t proc proc /proc
   mount --bind "$dir/boot_id" /proc/sys/kernel/random/boot_id   # the kernel's own never changes
   mount -t sysfs sysfs /sys
   node_cgroups
+  slurm_mount_cgroups
   mkdir -p /run/sshd /run/lock
   mount -t tmpfs -o ro,size=4k,mode=755 hidden "$TB"   # no back door to the other nodes' files
-  node_services
+  daemon start sshd
+  ! with_slurm || slurm_services "$node" &
   : >/run/booted
   while :; do sleep infinity & wait $! || :; done               # bash reaps the orphans of the node
-}
-node_services() { # the daemons of a node, in order; further ones (munge, slurmd) start here
-  /usr/sbin/sshd -f /etc/ssh/sshd_config -E /var/log/sshd.log
 }
 under_private() { local top; for top in $PRIVATE; do case $1 in "$top"/*) return 0;; esac; done; return 1; }
 node_dev() {
@@ -104,6 +105,7 @@ node_dev() {
   ln -s pts/ptmx "$dev/ptmx"
   mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts "$dev/pts"
   mount -t tmpfs -o mode=1777,size=1g shm "$dev/shm"
+  [ "$2" = head ] || slurm_dev "$dev"
   mount --move "$dev" /dev
 }
 node_cgroups() { # the node's own view, through its cgroup namespace
@@ -122,7 +124,7 @@ node_up() {
     exec setsid nsenter --net="$TB/net/$node" \
       unshare --uts --ipc --mount --pid --cgroup --fork --kill-child=SIGKILL \
       env -i PATH=$NODE_PATH HOME=/root LANG=C.UTF-8 TB_NAME="$NAME" TB_HOME="$TB_HOME" TB_BIND="$TB_BIND" \
-      TB_MEMORY_V1=$memory_v1 bash "$TB/testbed.sh" _init "$node"
+      TB_SLURM="$TB_SLURM" TB_MEMORY_V1=$memory_v1 bash "$TB/testbed.sh" _init "$node"
   ) </dev/null >>"$dir/console.log" 2>&1 9>&- &
   disown
 }
@@ -172,6 +174,7 @@ write_files() {
   for node in $NODES; do echo "$(address "$node") $node" >>"$TB/etc/hosts"; done
   : >"$TB/etc/resolv.conf"                                      # no DNS: a stray look-up fails at once
   cp "$TB/ssh/known_hosts" "$TB/etc/ssh/ssh_known_hosts"
+  write_slurm_files
   write_sshd_config >"$TB/etc/ssh/sshd_config"
   { ssh_hosts; printf 'Host head gpu*\n  StrictHostKeyChecking yes\n'
   } >"$TB/etc/ssh/ssh_config.d/testbed.conf"
@@ -234,25 +237,26 @@ network_up() {
   done
 }
 is_up() { local node; mountpoint -q "$TB" || return 1; for node in $NODES; do
-  init_pid "$node" >/dev/null && booted "$node" || return 1; done; }
-settings() { declare -p TB_HOME TB_BIND; }
+  init_pid "$node" >/dev/null && booted "$node" || return 1; done; slurm_answers; }
+settings() { declare -p TB_HOME TB_BIND TB_SLURM; }
 up() {
   local tool node
   for tool in sshd ssh-keygen socat ip nft nsenter; do command -v $tool >/dev/null ||
     die "no $tool: apt-get install openssh-server openssh-client socat iproute2 nftables util-linux"; done
+  slurm_needs
   remove_abandoned
-  : "${TB_HOME:=shared}" "${TB_BIND:=}"
   if is_up && [ "$(settings)" = "$(<"$TB/settings")" ]; then return; fi
   down
   mkdir -p "$TB"
   mount -t tmpfs -o "size=${TB_SIZE:-6g},mode=755" launch-testbed "$TB"; mount --make-private "$TB"
   [ -d /scratch ] || mkdir -m 555 /scratch   # a mount point; its mode says that it is ours to remove
-  cp "$SELF" "$TB/testbed.sh"; settings >"$TB/settings"
+  cp "$SELF" "$TB/testbed.sh"; cp "${SELF%/*}/slurm.sh" "$TB"; settings >"$TB/settings"
   [ -z "${TB_OWNER:-}" ] || echo "$TB_OWNER $(start_time "$TB_OWNER")" >"$TB/owner"
   write_files
   network_up
   for node in $NODES; do node_up "$node"; done
   for node in $NODES; do await_boot "$node"; done
+  await_slurm
 }
 remove_abandoned() { # instances whose owner ended without `down`
   local owner pid started mine=$NAME
@@ -309,10 +313,7 @@ fault() {
   local node=$1 action=$2; shift 2
   [[ " $NODES " = *" $node "* ]] || die "no node named $node (there are: $NODES)"
   case $action in
-  kill9) [ "$1" = sshd ] || die "unknown daemon $1"   # refused from now on, open sessions live
-    enter "$node" sh -c 'kill -9 "$(cat /run/sshd.pid)" && rm /run/sshd.pid';;
-  start) [ "$1" = sshd ] || die "unknown daemon $1"
-    enter "$node" /usr/sbin/sshd -f /etc/ssh/sshd_config -E /var/log/sshd.log; wait_for 5 booted "$node";;
+  kill9|stop|start) daemon_in "$node" "$action" "$1";;   # of sshd: refused from now on, open sessions live
   link) in_net switch ip link set "p-$node" "$1";;              # link up|down: the cable
   freeze) set_freeze "$node" 1;;   # a hung node: it answers ping, nothing else
   thaw) set_freeze "$node" 0;;
@@ -385,6 +386,8 @@ netem_off() {
   printf 'link del n-%s\nlink set p-%s master br0\n' "$1" "$1" | in_net switch ip -batch -
 }
 
+. "${SELF%/*}/slurm.sh"
+: "${TB_HOME:=shared}" "${TB_BIND:=}" "${TB_SLURM:=off}"
 instance "$NAME"
 [ "${1:-}" = _init ] || [ ! -e "$TB/settings" ] || [ "${1:-}" = up ] || . "$TB/settings"
 case ${1:-} in
