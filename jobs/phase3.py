@@ -12,31 +12,23 @@ from typing import TYPE_CHECKING
 
 from configs.load import read_run
 from configs.phase3 import Phase3Run
-from jobs.runtime import Job, JobError, StopFlag, job_by_hand, job_from_environment, run_job
+from jobs.runtime import JobError, StopFlag, run_job
+from jobs.start import arguments, common_rig, open_job, open_wandb, told, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from jobs.data.multiview import Found, MultiView
-    from jobs.metrics import Wandb
     from jobs.schedule import Plan
     from jobs.world import World
 
 
 def main() -> None:
-    given = _arguments()
+    given = arguments("phase3", "Train GS-LRM on posed views.")
     config = read_run(given.config, Phase3Run)
     from jobs.world import open_world
 
     with open_world() as world:
         # Not before: a rank that waits for one that failed to join must end by torchrun's SIGTERM.
         _train(config, given, world, StopFlag().install())
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m jobs.phase3", description="Train GS-LRM on posed views.")
-    parser.add_argument("config", type=Path, help="a run file (configs/runs/phase3/*.yaml)")
-    parser.add_argument("--run-dir", help="where to write; default: runs/phase3-by-hand-<time>")
-    parser.add_argument("--resume", help="a checkpoint directory to go on from")
-    return parser.parse_args()
 
 
 def _train(config: Phase3Run, given: argparse.Namespace, world: World, stop: StopFlag) -> None:
@@ -54,8 +46,8 @@ def _train(config: Phase3Run, given: argparse.Namespace, world: World, stop: Sto
     metrics = Metrics(config.training.max_steps)
     stage = world.all_or_none(
         lambda: GSLRMStage(config, data.train, heldout, metrics, world, data.identity, data.provenance))
-    job = _job(config, given, world)
-    world.on_main(lambda: metrics.open(job.attempt.metrics, _wandb(config, job)))
+    job = open_job("phase3", config, given, world)
+    world.on_main(lambda: metrics.open(job.attempt.metrics, open_wandb(config.wandb, config, job)))
     for note in data.notes:
         metrics.say(note)
     try:
@@ -64,40 +56,14 @@ def _train(config: Phase3Run, given: argparse.Namespace, world: World, stop: Sto
         metrics.close()
 
 
-def _job(config: Phase3Run, given: argparse.Namespace, world: World) -> Job:
-    """The run directory: the supervisor's, or one made by rank 0 for all."""
-    import msgspec
-
-    def by_hand() -> Job:
-        job = job_by_hand("phase3", given.run_dir, given.resume)
-        for place in (job.run.config, job.attempt.config):
-            place.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=1))
-        return job
-
-    job = None if given.run_dir else job_from_environment(given.resume)
-    return job or world.on_main(by_hand)
-
-
 def _with_found_paths(config: Phase3Run) -> Phase3Run:
-    """Relative paths below the current directory, else below its data/ (launch has made them absolute
-    already)."""
     import msgspec
 
-    training, weights = config.training, config.training.losses
-    keys = ("lpips_weights", "lpips_heads", "perceptual_weights")
-    found = {key: _find(getattr(weights, key)) for key in keys}
+    training = config.training
     training = msgspec.structs.replace(
-        training, dataset=msgspec.structs.replace(training.dataset, path=_find(training.dataset.path)),
-        validation=msgspec.structs.replace(training.validation, path=_find(training.validation.path)),
-        losses=msgspec.structs.replace(weights, **found))
-    return msgspec.structs.replace(config, training=training, init_from=_find(config.init_from))
-
-
-def _find(path: str | None) -> str | None:
-    if path is None or path.startswith("random:") or os.path.exists(path) or os.path.isabs(path):
-        return path
-    below = os.path.join("data", path)
-    return below if os.path.exists(below) else path
+        training, dataset=with_found(training.dataset, "path"), validation=with_found(training.validation, "path"),
+        losses=with_found(training.losses, "lpips_weights", "lpips_heads", "perceptual_weights"))
+    return with_found(msgspec.structs.replace(config, training=training), "init_from")
 
 
 @dataclass(frozen=True)
@@ -125,14 +91,14 @@ def _data(config: Phase3Run, world: World) -> Data:
     found_val = replace(found_val, samples=found_val.samples[:training.validation.max_samples])
     world.all_or_none(lambda: choice.check(views))
     world.all_or_none(lambda: _check_validation(views, found_val))
-    rig = world.all_or_none(lambda: _common_rig(found, found_val))
+    rig = world.all_or_none(lambda: common_rig(found, found_val))
     background = training.dataset.background
     train, val = (MultiView(part.samples, size, background, choice, training.seed, world.size)
                   for part in (found, found_val))
     provenance = {"training data": data_fingerprint(found.samples),
                   "validation data": data_fingerprint(found_val.samples)}
-    notes = [*_told("training", training.dataset.path, found),
-             *_told("validation", training.validation.path, found_val)]
+    notes = [*told("training", training.dataset.path, found),
+             *told("validation", training.validation.path, found_val)]
     return Data(train, val, {"rig": rig}, provenance, notes)
 
 
@@ -142,39 +108,6 @@ def _check_validation(views: int, found: Found) -> None:
                        "training and validation need samples of several views")
     if not found.samples:
         raise JobError("no validation sample is left", "raise training.validation.max_samples")
-
-
-def _common_rig(train: Found, val: Found) -> str:
-    """The fingerprint of the rig, or of all rigs together; validation must use no other ones."""
-    from jobs.data.samples import rigs_digest, rigs_of
-
-    rigs, of_val = rigs_of(train.samples), rigs_of(val.samples)
-    for fingerprint, rig in of_val.items():
-        if fingerprint not in rigs:
-            first = next(iter(rigs.values()))
-            raise JobError("the validation samples were taken with another rig than the training samples: "
-                           f"{first.difference(rig) or 'cameras differ slightly'}",
-                           "cameras, view order and views must be the same in both lists")
-    return next(iter(rigs)) if len(rigs) == 1 else f"{len(rigs)} rigs {rigs_digest(rigs)}"
-
-
-def _told(what: str, path: str, found: Found) -> list[str]:
-    notes = [f"{what} data: {len(found.samples)} samples of {len(found.samples[0].frames)} views; {path}, "
-             f"its lines: {found.paths}"]
-    if found.skipped:
-        notes.append(f"{what} data: {len(found.skipped)} bad samples left out (on_bad: skip):")
-        notes += [f"  {defect.sample}: {defect.file}: {defect.defect}" for defect in found.skipped]
-    return notes
-
-
-def _wandb(config: Phase3Run, job: Job) -> Wandb | None:
-    if config.wandb.mode == "off":
-        return None
-    import msgspec
-
-    from jobs.metrics import Wandb
-
-    return Wandb(config.wandb.mode, config.wandb.project, job.id, job.run.path, msgspec.to_builtins(config))
 
 
 def _plan(config: Phase3Run) -> Plan:

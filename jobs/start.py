@@ -1,0 +1,91 @@
+"""What the stages that train have in common before the first step: arguments, paths, the run directory, and what is
+said about the data. Imports no torch: a mistake in the config is told before it is loaded.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.runtime import Job, JobError, job_by_hand, job_from_environment
+
+if TYPE_CHECKING:
+    from configs.fields import Strict
+    from configs.phase3 import Wandb as WandbConfig
+    from jobs.data.multiview import Found
+    from jobs.metrics import Wandb
+    from jobs.world import World
+
+
+def arguments(stage: str, about: str) -> argparse.Namespace:
+    """config, run_dir and resume of the command line of `jobs.<stage>`."""
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{stage}", description=about)
+    parser.add_argument("config", type=Path, help=f"a run file (configs/runs/{stage}/*.yaml)")
+    parser.add_argument("--run-dir", help=f"where to write; default: runs/{stage}-by-hand-<time>")
+    parser.add_argument("--resume", help="a checkpoint directory to go on from")
+    return parser.parse_args()
+
+
+def open_job(stage: str, config: Strict, given: argparse.Namespace, world: World) -> Job:
+    """The run directory: the supervisor's, or one made by rank 0 for all."""
+    import msgspec
+
+    def by_hand() -> Job:
+        job = job_by_hand(stage, given.run_dir, given.resume)
+        for place in (job.run.config, job.attempt.config):
+            place.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=1))
+        return job
+
+    job = None if given.run_dir else job_from_environment(given.resume)
+    return job or world.on_main(by_hand)
+
+
+def find_path(path: str | None) -> str | None:
+    """A relative path below the current directory, else below its data/ (launch has made it absolute already)."""
+    if path is None or path.startswith("random:") or os.path.exists(path) or os.path.isabs(path):
+        return path
+    below = os.path.join("data", path)
+    return below if os.path.exists(below) else path
+
+
+def with_found(config: Any, *keys: str) -> Any:
+    """The config with `find_path` of the given keys."""
+    import msgspec
+
+    return msgspec.structs.replace(config, **{key: find_path(getattr(config, key)) for key in keys})
+
+
+def common_rig(train: Found, val: Found) -> str:
+    """The fingerprint of the rig, or of all rigs together; validation must use no other ones. Raises JobError."""
+    from jobs.data.samples import rigs_digest, rigs_of
+
+    rigs, of_val = rigs_of(train.samples), rigs_of(val.samples)
+    for fingerprint, rig in of_val.items():
+        if fingerprint not in rigs:
+            first = next(iter(rigs.values()))
+            raise JobError("the validation samples were taken with another rig than the training samples: "
+                           f"{first.difference(rig) or 'cameras differ slightly'}",
+                           "cameras, view order and views must be the same in both lists")
+    return next(iter(rigs)) if len(rigs) == 1 else f"{len(rigs)} rigs {rigs_digest(rigs)}"
+
+
+def told(what: str, path: str, found: Found) -> list[str]:
+    """Lines for people about one list of samples."""
+    notes = [f"{what} data: {len(found.samples)} samples of {len(found.samples[0].frames)} views; {path}, "
+             f"its lines: {found.paths}"]
+    if found.skipped:
+        notes.append(f"{what} data: {len(found.skipped)} bad samples left out (on_bad: skip):")
+        notes += [f"  {defect.sample}: {defect.file}: {defect.defect}" for defect in found.skipped]
+    return notes
+
+
+def open_wandb(wandb: WandbConfig, config: Strict, job: Job) -> Wandb | None:
+    """None when it is off."""
+    if wandb.mode == "off":
+        return None
+    import msgspec
+
+    from jobs.metrics import Wandb
+
+    return Wandb(wandb.mode, wandb.project, job.id, job.run.path, msgspec.to_builtins(config))
