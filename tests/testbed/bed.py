@@ -80,7 +80,8 @@ class Bed:
         self.owner = os.getpid()
         self.root = Path(f"/srv/launch-testbed.{name}")
 
-    def script(self, *argv: str, **how: object) -> subprocess.CompletedProcess[str]:
+    def command(self, *argv: str) -> list[str]:
+        """The command line of the script for this bed; it needs root."""
         settings = {
             "TB_NAME": self.name,
             "TB_HOME": self.home,
@@ -89,7 +90,10 @@ class Bed:
             "TB_OWNER": str(self.owner),
         }
         env = [f"{key}={value}" for key, value in settings.items()]
-        return as_root(["env", *env, str(SCRIPT), *argv], **how)  # type: ignore[arg-type]
+        return ["env", *env, str(SCRIPT), *argv]
+
+    def script(self, *argv: str, **how: object) -> subprocess.CompletedProcess[str]:
+        return as_root(self.command(*argv), **how)  # type: ignore[arg-type]
 
     def up(self) -> None:
         self.script("up")
