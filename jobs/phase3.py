@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from configs.load import read_run
 from configs.phase3 import Phase3Run
 from jobs.runtime import JobError, StopFlag, run_job
-from jobs.start import arguments, common_rig, open_job, open_wandb, told, with_found
+from jobs.start import arguments, open_job, open_wandb, told, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from jobs.data.multiview import Found, MultiView
@@ -80,6 +80,7 @@ class Data:
 def _data(config: Phase3Run, world: World) -> Data:
     """Find and check all samples. Raises AgreedError."""
     from jobs.data.multiview import MultiView, ViewChoice, find_samples
+    from jobs.data.rigs import rig_identity
     from jobs.data.samples import data_fingerprint
 
     training, size = config.training, config.model.image_size
@@ -91,15 +92,15 @@ def _data(config: Phase3Run, world: World) -> Data:
     found_val = replace(found_val, samples=found_val.samples[:training.validation.max_samples])
     world.all_or_none(lambda: choice.check(views))
     world.all_or_none(lambda: _check_validation(views, found_val))
-    rig = world.all_or_none(lambda: common_rig(found, found_val))
+    identity = world.all_or_none(lambda: rig_identity(found.samples, found_val.samples))
     background = training.dataset.background
     train, val = (MultiView(part.samples, size, background, choice, training.seed, world.size)
                   for part in (found, found_val))
     provenance = {"training data": data_fingerprint(found.samples),
                   "validation data": data_fingerprint(found_val.samples)}
     notes = [*told("training", training.dataset.path, found),
-             *told("validation", training.validation.path, found_val)]
-    return Data(train, val, {"rig": rig}, provenance, notes)
+             *told("validation", training.validation.path, found_val), f"rig: {identity['rig in words']}"]
+    return Data(train, val, identity, provenance, notes)
 
 
 def _check_validation(views: int, found: Found) -> None:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.runtime import Job, JobError, job_by_hand, job_from_environment
+from jobs.runtime import Job, job_by_hand, job_from_environment
 
 if TYPE_CHECKING:
     from configs.fields import Strict
@@ -58,16 +58,9 @@ def with_found(config: Any, *keys: str) -> Any:
 
 def common_rig(train: Found, val: Found) -> str:
     """The fingerprint of the rig, or of all rigs together; validation must use no other ones. Raises JobError."""
-    from jobs.data.samples import rigs_digest, rigs_of
+    from jobs.data.rigs import rig_identity
 
-    rigs, of_val = rigs_of(train.samples), rigs_of(val.samples)
-    for fingerprint, rig in of_val.items():
-        if fingerprint not in rigs:
-            first = next(iter(rigs.values()))
-            raise JobError("the validation samples were taken with another rig than the training samples: "
-                           f"{first.difference(rig) or 'cameras differ slightly'}",
-                           "cameras, view order and views must be the same in both lists")
-    return next(iter(rigs)) if len(rigs) == 1 else f"{len(rigs)} rigs {rigs_digest(rigs)}"
+    return rig_identity(train.samples, val.samples)["rig"]
 
 
 def told(what: str, path: str, found: Found) -> list[str]:

@@ -1,7 +1,6 @@
 """A multi-view data set: checked samples, cached pixels, and which views are inputs and targets of a draw."""
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,12 +221,3 @@ def _shared(world: World, count: int, work: Callable[[int], T]) -> list[T]:
     """[work(0), …, work(count - 1)], the work divided over the ranks."""
     parts = world.gather([work(index) for index in range(world.rank, count, world.size)])
     return [parts[index % world.size][index // world.size] for index in range(count)]
-
-
-def write_cameras(path: Path, name: str, w2c: Tensor, fxfycxcy: Tensor, size: int, images: list[str]) -> None:
-    """opencv_cameras.json for w2c [V, 4, 4] and fxfycxcy [V, 4] px of size x size images (paths relative to
-    it)."""
-    frames = [{"w": size, "h": size, "fx": k[0], "fy": k[1], "cx": k[2], "cy": k[3], "w2c": pose,
-               "file_path": image}
-              for pose, k, image in zip(w2c.tolist(), fxfycxcy.tolist(), images)]
-    path.write_text(json.dumps({"id": name, "frames": frames}, indent=1))

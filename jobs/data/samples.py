@@ -1,7 +1,8 @@
 """Samples of several posed views on disk: list files, cameras, PNG headers, and every defect they can have.
 
     data_train.txt                one sample directory per line
-    SAMPLE/opencv_cameras.json    {id, frames: [{w, h, fx, fy, cx, cy, w2c, file_path}]}; other keys are ignored
+    SAMPLE/opencv_cameras.json    {id, frames: [{w, h, fx, fy, cx, cy, w2c, file_path}]}; other keys are ignored,
+                                  but `rig` (models.rigs.to_record), which is compared with the frames
     SAMPLE/images/cam_000.png …   RGBA, straight alpha, square (or straight in SAMPLE/)
 
 All of this is checked before training starts, without decoding a pixel.
@@ -13,7 +14,8 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ import torch
 from torch import Tensor
 
 from jobs.runtime import JobError
-from models.cameras import Rig, camera_defects, invert_rigid, mv6, orbit32
+from models import rigs
+from models.cameras import Rig, camera_defects, invert_rigid
 
 CAMERAS = "opencv_cameras.json"
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -66,6 +69,7 @@ class Sample:
     name: str  # as in the list file
     frames: tuple[Frame, ...]
     digest: str  # of opencv_cameras.json and the image sizes in bytes
+    rig: Rig | None = None  # the one it says it was made for; None: it says nothing
 
     def c2w(self) -> Tensor:
         """[V, 4, 4] camera -> world."""
@@ -116,15 +120,48 @@ def read_sample(name: str, directory: Path | None) -> Sample:
     if directory is None:
         raise BadSample(name, "directory", "does not exist (looked relative to the list file and to the "
                         "current directory)", "correct or remove this line of the list file")
-    raw = _read_json(name, directory)
-    frames = tuple(_read_frame(name, directory, index, frame) for index, frame in enumerate(raw))
-    digest = hashlib.sha256(json.dumps(raw, sort_keys=True).encode())
+    raw = read_cameras(name, directory)
+    frames = tuple(_read_frame(name, directory, index, frame) for index, frame in enumerate(raw["frames"]))
+    digest = hashlib.sha256(json.dumps(raw["frames"], sort_keys=True).encode())
     for frame in frames:
         digest.update(str(frame.image.stat().st_size).encode())
-    return Sample(name, frames, digest.hexdigest())
+    sample = Sample(name, frames, digest.hexdigest())
+    return replace(sample, rig=_carried_rig(sample, directory, raw.get("rig")))
 
 
-def _read_json(name: str, directory: Path) -> list[Any]:
+def _carried_rig(sample: Sample, directory: Path, record: Any) -> Rig | None:
+    """The rig that the file names, after a comparison with its frames: cameras that were moved afterwards no
+    longer belong to it."""
+    if not isinstance(record, dict) or "fingerprint" not in record:  # somebody else's key
+        return None
+    where = str(directory / CAMERAS)
+    try:
+        rig = _rig_from(json.dumps(record, sort_keys=True))
+    except ValueError as error:
+        raise BadSample(sample.name, where, str(error), "write the sample again with the tool that made it") from None
+    if len(rig.names) != len(sample.frames):
+        raise BadSample(sample.name, where, f"has {len(sample.frames)} frames, its rig {len(rig.names)} views",
+                        "write the sample again with the tool that made it")
+    found = rig_of_frames(sample, rig.names)
+    if difference := rig.difference(found):
+        raise BadSample(sample.name, where, f"its cameras are not those of the rig it carries: {difference}",
+                        "restore the cameras, or remove the key `rig` if they were changed on purpose")
+    return rig
+
+
+def rig_of_frames(sample: Sample, names: tuple[str, ...]) -> Rig:
+    """The cameras of a sample under the given names."""
+    size = sample.frames[0].size
+    return Rig(names, sample.c2w(), sample.fxfycxcy(size), size, size)
+
+
+@lru_cache(maxsize=64)
+def _rig_from(record: str) -> Rig:
+    return rigs.from_record(json.loads(record))
+
+
+def read_cameras(name: str, directory: Path) -> dict[str, Any]:
+    """opencv_cameras.json as it is, with its list `frames`. Raises BadSample."""
     path = directory / CAMERAS
     try:
         raw = json.loads(path.read_bytes())
@@ -137,7 +174,7 @@ def _read_json(name: str, directory: Path) -> list[Any]:
     if not isinstance(frames, list) or not frames:
         raise BadSample(name, str(path), "has no list `frames`",
                         "it should hold {id, frames: [{w, h, fx, fy, cx, cy, w2c, file_path}]}")
-    return frames
+    return raw
 
 
 def _read_frame(name: str, directory: Path, index: int, raw: Any) -> Frame:
@@ -220,35 +257,6 @@ def summary_of(defects: list[BadSample]) -> JobError:
     more = [f"… and {len(defects) - _SHOWN} more"] if len(defects) > _SHOWN else []
     return JobError(f"{len(defects)} bad samples:\n  " + "\n  ".join(lines + more),
                     "mend them, or leave them out with training.dataset.on_bad: skip")
-
-
-def rig_of(sample: Sample) -> Rig:
-    """The rig of a sample. A standard rig (mv6, orbit32) is recognised by its cameras and gets its names, so
-    that its fingerprint is the same in every phase."""
-    size = sample.frames[0].size
-    for standard in (mv6(size), orbit32(size)):
-        if len(standard.names) == len(sample.frames):
-            named = Rig(standard.names, sample.c2w(), sample.fxfycxcy(size), size, size)
-            if not named.difference(standard):
-                return standard
-    names = tuple(f"view_{index:02d}" for index in range(len(sample.frames)))
-    return Rig(names, sample.c2w(), sample.fxfycxcy(size), size, size)
-
-
-def rigs_of(samples: list[Sample]) -> dict[str, Rig]:
-    """The different rigs of a data set by fingerprint; one is the usual number."""
-    seen: dict[tuple, Rig] = {}
-    for sample in samples:
-        key = tuple((frame.w2c, tuple(value / frame.size for value in frame.fxfycxcy))
-                    for frame in sample.frames)
-        if key not in seen:
-            seen[key] = rig_of(sample)
-    return {rig.fingerprint: rig for rig in seen.values()}
-
-
-def rigs_digest(fingerprints: Iterable[str]) -> str:
-    """One fingerprint for several rigs."""
-    return hashlib.sha256("\n".join(sorted(fingerprints)).encode()).hexdigest()
 
 
 def data_fingerprint(samples: list[Sample]) -> str:

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jobs.data.multiview import write_cameras
 from jobs.data.samples import CAMERAS
+from jobs.data.writing import write_cameras
 from jobs.runtime import JobError, run_job
 from jobs.world import mixed_seed
-from models.cameras import Rig, invert_rigid, mv6
+from models.cameras import Rig, mv6
 from models.gaussians import SH_C0, Gaussians, render
 
 _METADATA = "metadata.json"
@@ -112,12 +112,12 @@ def write_sample(directory: Path, mouse: Gaussians, rig: Rig) -> None:
     files = [f"images/cam_{view:03d}.png" for view in range(len(rig.names))]
     for file, picture in zip(files, render_rgba(mouse, rig)):
         Image.fromarray(picture, "RGBA").save(directory / file)
-    write_cameras(directory / CAMERAS, directory.name, invert_rigid(rig.c2w), rig.fxfycxcy, rig.width, files)
+    write_cameras(directory / CAMERAS, directory.name, rig, files)
 
 
 def make(out: Path, samples: int, val: int, size: int, seed: int) -> bool:
     """Write the data set; False when exactly this one is there already. Raises JobError."""
-    wanted = {"made_by": "jobs.data.toy", "version": 2, "samples": samples, "val": val, "size": size,
+    wanted = {"made_by": "jobs.data.toy", "version": 3, "samples": samples, "val": val, "size": size,
               "seed": seed, "rig": mv6(size).fingerprint}
     if (out / _METADATA).is_file() and json.loads((out / _METADATA).read_bytes()) == wanted:
         return False

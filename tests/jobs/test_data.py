@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from jobs.data.multiview import MultiView, ViewChoice, find_samples, read_pixels
-from jobs.data.samples import read_list, read_sample, rigs_of
+from jobs.data.rigs import rigs_of
+from jobs.data.samples import read_list, read_sample
 from jobs.data.toy import make
 from jobs.loader import Draw
 from jobs.runtime import AgreedError, JobError
@@ -80,6 +81,10 @@ def mirror(raw: dict) -> None:
     w2c[0] = [-value for value in w2c[0]]
 
 
+def push(raw: dict) -> None:
+    raw["frames"][0]["w2c"][2][3] += 0.3
+
+
 def behind(raw: dict) -> None:
     raw["frames"][2]["w2c"][2][3] *= -1
 
@@ -95,7 +100,12 @@ DEFECTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "NaN camera": (cameras(lambda raw: raw["frames"][2].update(fx=float("nan"))), "frame 2 (images/cam_002.png): non-finite"),
     "mirrored": (cameras(mirror), "det(R) = -1"),
     "behind": (cameras(behind), "behind-camera"),
-    "wrong view count": (cameras(lambda raw: raw["frames"].pop()), "has 5 views, the others have 6"),
+    "wrong view count": (cameras(lambda raw: (raw["frames"].pop(), raw.pop("rig"))), "has 5 views, the others have 6"),
+    "fewer views than its rig": (cameras(lambda raw: raw["frames"].pop()), "has 5 frames, its rig 6 views"),
+    "cameras moved after the rig was written": (cameras(push), "view front: camera poses differ by 0.3"),
+    "frames in another order than its rig": (cameras(lambda raw: raw["frames"].reverse()), "not those of the rig it carries"),
+    "edited rig": (cameras(lambda raw: raw["rig"]["views"].reverse()), "it was edited"),
+    "half a rig": (cameras(lambda raw: raw["rig"].pop("c2w")), "a rig's record is incomplete"),
     "missing png": (lambda s: (s / "images" / "cam_002.png").unlink(), "cam_002.png: the image does not exist"),
     "truncated png": (cut_to(0.6), "cam_002.png: is a truncated PNG"),
     "empty png": (cut_to(0), "cam_002.png: is not a PNG"),

@@ -126,6 +126,7 @@ def test_the_rig_of_validation_must_be_the_one_of_training(data: Path, tmp_path:
     for name in ("sample_000004", "sample_000005"):
         raw = json.loads((data / name / "opencv_cameras.json").read_text())
         raw["frames"] = raw["frames"][1:] + raw["frames"][:1]
+        del raw["rig"]
         (tmp_path / name).mkdir()
         (tmp_path / name / "images").symlink_to(data / name / "images")
         (tmp_path / name / "opencv_cameras.json").write_text(json.dumps(raw))
@@ -133,6 +134,8 @@ def test_the_rig_of_validation_must_be_the_one_of_training(data: Path, tmp_path:
     (tmp_path / "val.txt").write_text("sample_000004\nsample_000005\n")
     done = phase3(tmp_path, config_of(data, validation={"path": str(tmp_path / "val.txt")}))
     assert done.returncode == 2 and "another rig than the training samples" in done.stderr
+    assert "the training data has mv6: 6 views" in done.stderr and "the validation data has 6 views" in done.stderr
+    assert "the same cameras in another order" in done.stderr
 
 
 def typed(data: Path, **losses_: float) -> Phase3Run:
