@@ -5,8 +5,9 @@ and imported by training code.
 
     <workdir>/runs/<job-id>/
       spec.json  config.yaml  slurm.json  code/  control/  artifacts/
-      attempts/000/   journal.jsonl heartbeat.json metrics.jsonl env.json spec.json config.yaml ranks/ logs/
+      attempts/000/   journal.jsonl heartbeat.json metrics.jsonl env.json spec.json config.yaml inputs.json ranks/ logs/
       checkpoints/step-00000500-a000/   … manifest.json (written last)
+      artifacts/NAME/   … manifest.json (written last), when another job may take it over
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ METRIC_EVENTS = ("resumed", "stopped", "checkpoint", "skipped", "eval", "done")
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
+BEST = "best.json"  # in checkpoints/: {"checkpoint": name, …}, the one that `${job.checkpoints.best}` means
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})-a(\d{3,})")
 _ATTEMPT_NAME = re.compile(r"\d{3,}")
 
@@ -70,6 +72,11 @@ class AttemptDir:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        """[{reference, path, fingerprint, job, step}]: what this attempt took over from other jobs."""
+        return self.path / "inputs.json"
 
     @property
     def ranks(self) -> Path:
@@ -199,6 +206,61 @@ def read_manifest(path: Path) -> Manifest:
         raise BadCheckpoint(f"{path}: no {MANIFEST}, so it was never finished") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadCheckpoint(f"{path / MANIFEST}: not readable ({error})") from None
+
+
+# --- artifacts that are handed over -------------------------------------------------------------------------
+
+class BadArtifact(Exception):
+    """An artifact that does not verify; the message says which file and why."""
+
+
+@dataclass(frozen=True)
+class ArtifactManifest:
+    """What an artifact (a directory below artifacts/) consists of; its last file to be written."""
+
+    job: str
+    attempt: int
+    files: dict[str, dict[str, int | str]]  # path inside the artifact -> {"size": bytes, "sha256": hex}
+
+
+def write_artifact_manifest(path: Path, job: str, attempt: int) -> ArtifactManifest:
+    """Make the directory `path` an artifact that other jobs can take over: name and hash every file in it.
+
+    The last thing a job does with it; what is changed afterwards makes it fail to verify.
+    """
+    found = sorted(file for file in path.rglob("*") if file.is_file() and file != path / MANIFEST)
+    files: dict[str, dict[str, int | str]] = {
+        file.relative_to(path).as_posix(): {"size": file.stat().st_size, "sha256": sha256_file(file)}
+        for file in found}
+    content = {"version": MANIFEST_VERSION, "job": job, "attempt": attempt, "files": files}
+    write_atomically(path / MANIFEST, json.dumps(content, indent=1).encode())
+    return ArtifactManifest(job, attempt, files)
+
+
+def verify_artifact(path: Path) -> ArtifactManifest:
+    """Check that every file of the artifact at `path` is the one its manifest names. Raises BadArtifact."""
+    try:
+        raw = json.loads((path / MANIFEST).read_bytes())
+        if raw["version"] != MANIFEST_VERSION:
+            raise BadArtifact(f"{path}: manifest version {raw['version']}, this launch reads {MANIFEST_VERSION}")
+        manifest = ArtifactManifest(raw["job"], raw["attempt"], raw["files"])
+        for name, expected in manifest.files.items():
+            _verify_file(path / name, expected, {})
+    except FileNotFoundError:
+        there = "it was never finished" if path.is_dir() else "it was never made"
+        raise BadArtifact(f"{path}: no {MANIFEST}, so {there}") from None
+    except BadCheckpoint as error:
+        raise BadArtifact(str(error)) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadArtifact(f"{path / MANIFEST}: not readable ({error})") from None
+    return manifest
+
+
+def fingerprint(files: Mapping[str, Mapping[str, int | str]]) -> str:
+    """One name for the content that a manifest's `files` describe."""
+    import hashlib  # loads OpenSSL; most who import this module never hash
+
+    return hashlib.sha256("".join(f"{name}\0{files[name]['sha256']}\n" for name in sorted(files)).encode()).hexdigest()
 
 
 def _verify_file(path: Path, expected: dict[str, int | str], known: dict[str, str]) -> None:

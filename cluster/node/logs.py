@@ -204,6 +204,10 @@ def frames(request: dict[str, Any], wait: Wait) -> Iterator[Frame]:
     The state is read first and the files are drained after it, so that the tail is never missed. Raises
     ClusterError.
     """
+    if request.get("op") == "fetch":  # the files that another node takes over travel as frames too
+        from cluster.node import handover
+        yield from handover.frames(request)
+        return
     run = RunDir(Path(request["run_dir"]))
     pattern = _compiled(request.get("grep"))
     selection = _Selection(run, request)

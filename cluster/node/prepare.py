@@ -58,6 +58,7 @@ def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, 
     python = environment.python_of(spec.python, base)
     chosen, has_gpus = _gpus(spec)
     uuids = tuple(gpu.uuid for gpu in chosen)
+    taken = _taken_over(run, attempt, spec)
     start = resume.choose(run, attempt.number, spec, cwd, base)
     secrets, missing = environment.read_secrets(run.path.parent.parent, spec.secrets)
     env = environment.job_environment(spec, run, attempt, base, start.path, uuids, has_gpus) | secrets
@@ -66,7 +67,16 @@ def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, 
     _executable(argv[0], cwd, env)
     command = torchrun.command_line(spec, attempt, cwd, python, argv)
     return Prepared(None, tuple(command), tuple(argv), cwd, env, python, uuids, chosen[0].driver if chosen else None,
-                    start.path, start.step, found, (*start.notes, *missing))
+                    start.path, start.step, found, (*taken, *start.notes, *missing))
+
+
+def _taken_over(run: RunDir, attempt: AttemptDir, spec: JobSpec) -> list[str]:
+    """What other jobs give to this one stands in the attempt's config afterwards -> notes about it."""
+    if not spec.after:
+        return []
+    from cluster.node import handover
+
+    return handover.resolve(run, attempt, spec)
 
 
 def _directory(spec: JobSpec, run: RunDir) -> str:
