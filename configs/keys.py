@@ -23,7 +23,7 @@ _GOT = {"object": dict, "array": list, "str": str, "int": int, "float": float, "
         "null": type(None)}
 _KINDS = {inspect.IntType: "a whole number", inspect.VarTupleType: "a list"}
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
-_RANDOM_WEIGHTS = re.compile(r"random:\d+")
+_NO_PATH = re.compile(r"random:\d+|\$\{[^{}]+\}")  # random weights; what another job will give
 
 
 def decode(document: Document, schema: type[S], at: KeyPath = ()) -> S:
@@ -69,13 +69,14 @@ def wants_text(schema: type[Strict], path: KeyPath) -> bool:
 
 
 def path_keys(schema: type[Strict], data: dict[str, Any]) -> tuple[str, ...]:
-    """The dotted keys that are typed as paths and hold one (`random:SEED` in place of weights is none)."""
+    """The dotted keys that are typed as paths and hold one (`random:SEED` in place of weights is none, nor
+    `${phase1.checkpoints.best}`)."""
     return tuple(".".join(path) for path, kind in _walk(_info(schema), ())
                  if _is_path(kind) and holds_path(look_up(data, path)))
 
 
 def holds_path(value: Any) -> bool:
-    return isinstance(value, str) and not _RANDOM_WEIGHTS.fullmatch(value)
+    return isinstance(value, str) and not _NO_PATH.fullmatch(value)
 
 
 def nearest_hint(key: str, known: list[str]) -> str | None:

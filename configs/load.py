@@ -22,12 +22,13 @@ from configs.fields import Resources, ResourcesOverride, Strict
 from configs.keys import decode, holds_path, look_up, path_keys
 from configs.places import find_cluster, upward
 from configs.schema import NODE_TYPES, SCHEMAS, ClusterFile, Node, StageFile, check_node_name
-from configs.sets import apply_sets
+from configs.sets import apply_sets, exists
 from configs.yaml12 import Document, dump, parse, read
 
 __all__ = [
-    "ABSENT", "ConfigError", "Resolved", "Stage", "diff", "dump", "find_cluster", "list_runs", "list_stages",
-    "load_cluster", "load_run", "load_stage", "look_up", "read_run", "resolve_text", "with_values",
+    "ABSENT", "ConfigError", "Resolved", "Stage", "diff", "dump", "find_cluster", "has_key", "list_runs",
+    "list_stages", "load_cluster", "load_run", "load_stage", "look_up", "read_run", "read_run_file", "resolve_text",
+    "with_values",
 ]
 
 S = TypeVar("S", bound=Strict)
@@ -79,16 +80,29 @@ def load_stage(name: str, start: Path) -> Stage:
     return Stage(name, decode(document, StageFile), known[name])
 
 
-def load_run(stage: Stage, name_or_path: str | None, sets: list[str], start: Path) -> Resolved:
-    """A run file by name (`configs/runs/STAGE/NAME.yaml`) or path; None takes the stage's default_config."""
-    name = name_or_path or stage.spec.default_config
-    if name is None:
+def load_run(stage: Stage, given: str | Document | None, sets: list[str], start: Path) -> Resolved:
+    """A run file by name (`configs/runs/STAGE/NAME.yaml`) or path, or its content; None: the default_config."""
+    document = read_run_file(stage, given, start)
+    if document is None:
         if stage.spec.schema:
             raise ConfigError(f"the stage {stage.name} needs a run file", str(stage.source),
                               hint=_among("--config", "", list(list_runs(stage.name, start))))
         return _resolve(stage, Document(f"{stage.name} (no run file)", {}), sets, None, stage.spec.resources)
-    path = _find_run(stage.name, name, start)
-    return _resolve(stage, read(path), sets, path, stage.spec.resources)
+    return _resolve(stage, document, sets, Path(document.name), stage.spec.resources)
+
+
+def read_run_file(stage: Stage, given: str | Document | None, start: Path) -> Document | None:
+    """None: none is given, and the stage names no default. Raises ConfigError."""
+    if isinstance(given, Document):
+        return given
+    name = given or stage.spec.default_config
+    return None if name is None else read(_find_run(stage.name, name, start))
+
+
+def has_key(stage: Stage, given: str | Document | None, key: str, start: Path) -> bool:
+    """Whether `--set KEY=…` would find its key in that run file of the stage."""
+    document = read_run_file(stage, given, start) or Document(stage.name, {})
+    return exists(document, tuple(key.split(".")), SCHEMAS[stage.spec.schema] if stage.spec.schema else None)
 
 
 def resolve_text(
@@ -176,7 +190,10 @@ def _resolve(
     data.pop("resources", None)
     paths = path_keys(schema, data) if schema else tuple(
         key for key in stage.spec.paths if holds_path(look_up(data, tuple(key.split(".")))))
-    resources = msgspec.structs.replace(base, **msgspec.to_builtins(override))
+    changed = msgspec.to_builtins(override)
+    if "sbatch" in changed:
+        changed["sbatch"] = {**base.sbatch, **changed["sbatch"]}
+    resources = msgspec.structs.replace(base, **changed)
     return Resolved(stage.name, data, typed, source, paths, set_keys, resources)
 
 

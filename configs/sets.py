@@ -29,15 +29,16 @@ def _apply(document: Document, argument: str, schema: type[Strict] | None, stage
     if not equals or not all(path):
         raise ConfigError("must be KEY=VALUE, with dots between the words of the key", place,
                           hint="example: --set training.optimizer.lr=5e-6")
-    if len(path) > 1 and path[0] == stage and not _exists(document, path[:1], schema):
+    if len(path) > 1 and path[0] == stage and not exists(document, path[:1], schema):
         path = path[1:]
-    if not adds and not _exists(document, path, schema):
+    if not adds and not exists(document, path, schema):
         raise _no_such_key(document, path, schema, place)
     _store(document, path, _value(text, path, schema, place), place)
     return ".".join(path)
 
 
-def _exists(document: Document, path: KeyPath, schema: type[Strict] | None) -> bool:
+def exists(document: Document, path: KeyPath, schema: type[Strict] | None) -> bool:
+    """Whether a run file may say something at this key."""
     if schema:
         return has_key(schema, path)
     if path[0] == "resources":
