@@ -2,6 +2,7 @@
 # make test      what the tests need, then the tests (at most 20 minutes on 2 cores)
 # make campaign  the long rest; ONLY=name runs one part again
 # make bench     the costs of the launcher beside their goals; ONLY=name runs one part
+# make testbed   a SLURM cluster of five nodes on this computer, to try the launcher on; make testbed-down removes it
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,12 +39,12 @@ campaign: install
 bench: install
 	$(BIN)/python -m tests.bench $(ONLY)
 
-testbed:
+testbed: install
 	.ci/packages testbed
-	tests/testbed/testbed.sh up
+	@$(BIN)/python -m tests.testbed up
 
 testbed-down:
-	tests/testbed/testbed.sh down
+	@$(BIN)/python -m tests.testbed down
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache data/demo

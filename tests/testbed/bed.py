@@ -77,7 +77,7 @@ class Bed:
         self.home = home
         self.slurm_setting = "off"
         self.binds = tuple(default_binds() if binds is None else binds)
-        self.owner = os.getpid()
+        self.owner: int | None = os.getpid()  # None: it stays until `down`
         self.root = Path(f"/srv/launch-testbed.{name}")
 
     def command(self, *argv: str) -> list[str]:
@@ -87,7 +87,7 @@ class Bed:
             "TB_HOME": self.home,
             "TB_SLURM": self.slurm_setting,
             "TB_BIND": "\n".join(map(str, self.binds)),
-            "TB_OWNER": str(self.owner),
+            "TB_OWNER": str(self.owner or ""),
         }
         env = [f"{key}={value}" for key, value in settings.items()]
         return ["env", *env, str(SCRIPT), *argv]

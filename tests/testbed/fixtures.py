@@ -92,11 +92,15 @@ def left_jobs(bed: SlurmBed, patience_s: float) -> list[str]:
 
 
 def unusable_nodes(bed: SlurmBed, patience_s: float = 30.0) -> list[str]:
-    """The nodes that do not become idle by themselves; they are made to."""
-    if poll(lambda: set(bed.node_states().values()) == {"idle"}, patience_s):
-        return []
+    """The nodes that do not become idle by themselves, as a drained one never does; they are made to."""
+    def settled() -> bool:
+        states = set(bed.node_states().values())
+        return states == {"idle"} or "drained" in states
+
+    poll(settled, patience_s)
     left = [f"{node} is {state}" for node, state in bed.node_states().items() if state != "idle"]
-    bed.repair_nodes()
+    if left:
+        bed.repair_nodes()
     return left
 
 

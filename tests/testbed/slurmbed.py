@@ -4,7 +4,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,19 +163,20 @@ class SlurmBed(Testbed):
     # -------------------------------------------------------------------------------------- for clients
     def slurm_cluster(
         self, user: str = "alice", login: str = LOGIN, workdir: str | None = None,
-        ssh_nodes: Iterable[str] = (), ssh_config: Path | None = None, **lab: object,
+        ssh_nodes: Iterable[str] | Mapping[str, str] = (), ssh_config: Path | None = None, **lab: object,
     ) -> str:
-        """The text of a cluster.yaml: `lab`, the SLURM cluster, and some of its machines as plain SSH nodes.
+        """The text of a cluster.yaml: `lab`, the SLURM cluster, and some of its machines as plain SSH nodes (under
+        other names where `ssh_nodes` says so).
 
         With login `here` it is for use on head, where ssh needs no file of ours. `lab` adds keys to that node.
         """
-        common = {
-            "workdir": workdir or f"/home/{user}/launch",
-            "env": {"python": sys.executable},
-            "data": str(REPOSITORY / "data"),
-        }
-        nodes: dict[str, object] = {"lab": {"via": "slurm", "login": login, **common, **lab}}
-        nodes |= {node: {"via": "ssh", "host": node, **common} for node in ssh_nodes}
+        def place(**keys: object) -> dict[str, object]:
+            return {**keys, "workdir": workdir or f"/home/{user}/launch", "env": {"python": sys.executable},
+                    "data": str(REPOSITORY / "data")}
+
+        nodes: dict[str, object] = {"lab": {**place(via="slurm", login=login), **lab}}
+        hosts = ssh_nodes if isinstance(ssh_nodes, Mapping) else {node: node for node in ssh_nodes}
+        nodes |= {name: place(via="ssh", host=host) for name, host in hosts.items()}
         config = {} if login == "here" else {"ssh_config": str(ssh_config or self.ssh_config(user))}
         return yaml.safe_dump({**config, "nodes": nodes}, sort_keys=False)
 
