@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM, SIGUSR2
 from typing import Any
 
 from cluster.contract import RunDir
-from cluster.errors import NodeFailure, Refused
+from cluster.errors import ClusterError, NodeFailure, Refused
 from cluster.events import AttemptEnded
 from cluster.journal import read_journal
 from cluster.node import control, gpus, process, stopping
@@ -17,6 +18,7 @@ from cluster.states import ENDED_WORDS
 GRACE_S = 60.0  # of a job whose supervisor cannot say it any more
 MARGIN_S = 15.0  # a supervisor may take this much longer than the grace to end everything
 _POLL_S = 0.02
+_AT_ONCE = 16  # jobs that are waited for at the same time
 
 
 def kill(request: dict[str, Any], _payload: object) -> dict[str, Any]:
@@ -24,17 +26,73 @@ def kill(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     run = RunDir(Path(request["run_dir"]))
     view = read_view(run)
     refuse_foreign(run, view)
-    already = view["state"] in ENDED_WORDS
-    before, used = _members(run, view["token"], already), _used_mb(view)
-    if not already:
-        already = not control.ask(run, control.Stop(
-            request["by"], "kill", request.get("grace_s"), bool(request.get("now")), time.time()))
+    if view["backend"] == "slurm":
+        from cluster.node import cancel  # most nodes have no scheduler
+        return cancel.cancel(run, view, request)
+    return _finish(_ask(run, view, request), request)
+
+
+def kill_all(request: dict[str, Any], _payload: object) -> dict[str, Any]:
+    """`kill` for each of `run_dirs` -> {jobs}, an answer or an error each.
+
+    All are asked before the first is waited for, the last first: what waits for another job must not begin meanwhile.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(run_dir: str) -> dict[str, Any]:
+        try:
+            return kill(request | {"run_dir": run_dir}, None)
+        except ClusterError as error:
+            return {"error": {"exit_code": error.exit_code, "what": error.what, "hint": error.hint}}
+
+    for run_dir in reversed(request["run_dirs"]):
+        _ask_early(RunDir(Path(run_dir)), request)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return {"jobs": list(pool.map(one, request["run_dirs"]))}
+
+
+def _ask_early(run: RunDir, request: dict[str, Any]) -> None:
+    """A job that cannot be asked says so when it is killed."""
+    try:
+        view = read_view(run)
+        if view["backend"] != "slurm" and view["state"] not in ENDED_WORDS:
+            refuse_foreign(run, view)
+            control.ask(run, _stop(request))
+            ring(run)
+    except ClusterError:
+        return
+
+
+def _stop(request: dict[str, Any]) -> control.Stop:
+    return control.Stop(request["by"], "kill", request.get("grace_s"), bool(request.get("now")), time.time())
+
+
+@dataclass(frozen=True)
+class _Asked:
+    run: RunDir
+    view: dict[str, Any]
+    already: bool  # it had ended, or was asked before
+    before: list[process.Proc]
+    used_mb: int
+
+
+def _ask(run: RunDir, view: dict[str, Any], request: dict[str, Any]) -> _Asked:
+    ended = view["state"] in ENDED_WORDS
+    before, used = _members(run, view["token"], ended), _used_mb(view)
+    already = ended or not control.ask(run, _stop(request)) and "run_dirs" not in request
+    return _Asked(run, view, already, before, used)
+
+
+def _finish(asked: _Asked, request: dict[str, Any]) -> dict[str, Any]:
+    run, view = asked.run, asked.view
+    if view["state"] not in ENDED_WORDS:
         view = _await_end(run, request.get("grace_s"))
     left = end_leftovers(run, view, 0.0 if request.get("now") else request.get("grace_s"))
     survivors = _survivors(run, left)
     return {
-        "state": view["state"], "already": already, "detail": view["detail"],
-        "freed": {"processes": max(0, len(before) - len(survivors)), "gpu_mb": max(0, used - _used_mb(view))},
+        "state": view["state"], "already": asked.already, "detail": view["detail"],
+        "freed": {"processes": max(0, len(asked.before) - len(survivors)),
+                  "gpu_mb": max(0, asked.used_mb - _used_mb(view))},
         "checkpoint_step": read_view(run)["checkpoint_step"], "survivors": survivors,
     }
 
@@ -45,6 +103,8 @@ def refuse_foreign(run: RunDir, view: dict[str, Any]) -> None:
         raise Refused(f"{view['id']} was started by hand, without a supervisor",
                       hint="end it where it was started: Ctrl-C, or kill its process")
     attempts = run.attempts()
+    if view["backend"] == "slurm":  # SLURM answers for it
+        return
     if attempts and view["state"] not in ENDED_WORDS and process.heard(attempts[-1]) is None:
         host = (process.read_heartbeat(attempts[-1]) or {}).get("hostname")
         raise Refused(f"{view['id']} runs on {host}, this is {process.hostname()}",
@@ -64,6 +124,9 @@ def ring(run: RunDir) -> None:
     """Wake the supervisor: it looks into control/ at once."""
     if identity := supervisor_of(run):
         process.send(identity, SIGUSR2)
+    elif run.slurm.exists():
+        from cluster.node import cancel
+        cancel.ring(run)
 
 
 def end_leftovers(run: RunDir, view: dict[str, Any], grace_s: float | None) -> list[process.Proc]:

@@ -1,33 +1,39 @@
-"""What is known about jobs: read from their run directories, judged here where their supervisors live."""
+"""What is known about jobs: read from their run directories, judged here where their supervisors live; of jobs that
+a scheduler runs, SLURM is asked too, once for all of a question.
+"""
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.contract import (
     AttemptDir, BadCheckpoint, RunDir, list_checkpoints, merged_metrics, parse_checkpoint_name,
     read_json_lines, read_manifest)
 from cluster.errors import NodeFailure, Unusable
 from cluster.events import AttemptEnded, AttemptStarted, Event, Launched, Reason, encode
-from cluster.journal import read_events, read_journal
-from cluster.node import process
+from cluster.journal import read_events
+from cluster.node import lines, process
 from cluster.spec import SPEC_VERSION
 from cluster.states import (
     ENDED_WORDS, WORDS, Completed, Ended, Failed, Heard, Pending, Restarting, Running, Status, Stopping, fold,
     status_attempt, with_liveness)
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cluster.node.queue import Queue
+    Ask = Callable[[Path, Sequence[str]], Queue]  # (workdir, ids) -> what SLURM says
+
 BY_HAND_QUIET_S = 900.0  # a run started by hand that wrote nothing for so long is taken for ended
 UNBORN_S = 60.0  # a job without any attempt is taken for one that is just being submitted for this long
-_TAIL = 64 << 10
 _LAST_BEAT_S, _POLL_S = 1.0, 0.005
-_LAST_LINES = 8 << 10  # bytes of metrics.jsonl that hold the last training line, whatever stands behind it
-_PROGRESS_KEYS = ("step", "total", "loss", "it_s", "eta_s")
-_HEARTBEAT_KEYS = (*_PROGRESS_KEYS, "peak_rss_mb")
+_HEARTBEAT_KEYS = (*lines.PROGRESS_KEYS, "peak_rss_mb")
+_NOT_SCHEDULED = {"queue": None, "unasked": ""}
 
 
 class BrokenRun(Exception):
@@ -38,22 +44,30 @@ class BrokenRun(Exception):
 
 def status(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     """Every job asked for (or every one of the workdir), and what is there but cannot be read."""
-    jobs, broken = [], []
+    found: list[_Read | dict[str, Any]] = []
+    broken = []
     for path in _asked_for(request):
         try:
-            view = view_of(RunDir(path))
+            found.append(_read(RunDir(path)))
         except BrokenRun as error:
             broken.append({"run_dir": str(path), "why": str(error)})
+    queue = _queue_for([one for one in found if isinstance(one, _Read)])
+    jobs = []
+    for one in found:
+        try:
+            view = _view(one, queue) if isinstance(one, _Read) else one
+        except BrokenRun as error:
+            broken.append({"run_dir": str(one.run.path), "why": str(error)})
             continue
         if not (request.get("active_only") and view["state"] in ENDED_WORDS):
             jobs.append(view)
     return {"hostname": process.hostname(), "boot_id": process.boot_id(), "t": time.time(), "jobs": jobs,
-            "broken": broken}
+            "broken": broken, "unasked": next((view["unasked"] for view in jobs if view["unasked"]), "")}
 
 
 def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     """Everything known about one job."""
-    from cluster.node import worktree  # runs git; a status must not pay for that
+    from cluster.node import past, worktree  # runs git; a status must not pay for that
     run = RunDir(Path(request["run_dir"]))
     view = read_view(run)
     events, skipped = read_events(run)
@@ -62,11 +76,11 @@ def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "view": view,
         "spec": None if view["by_hand"] else json.loads(run.spec.read_bytes()),
         "config": _text(config) or _text(run.config),
-        "attempts": [_attempt_facts(attempt) for attempt in run.attempts()],
+        "attempts": [past.attempt_facts(attempt) for attempt in run.attempts()],
         "events": [encode(event) for event in events],
         "skipped_lines": skipped,
         "code": worktree.recorded(run),
-        "checkpoints": [_checkpoint_facts(path) for path in list_checkpoints(run.checkpoints)],
+        "checkpoints": [past.checkpoint_facts(path) for path in list_checkpoints(run.checkpoints)],
     }
 
 
@@ -80,7 +94,7 @@ def metrics(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     return {"lines": lines}
 
 
-def read_view(run: RunDir) -> dict[str, Any]:
+def read_view(run: RunDir, ask: Ask | None = None) -> dict[str, Any]:
     """`view_of` for one job that a person named. Raises Unusable: there is none; NodeFailure: it cannot be
     read.
     """
@@ -88,7 +102,7 @@ def read_view(run: RunDir) -> dict[str, Any]:
         raise Unusable(f"there is no run directory {run.path}",
                        hint="launch status --rescan forgets what is gone")
     try:
-        return view_of(run)
+        return view_of(run, ask)
     except BrokenRun as error:
         raise NodeFailure(f"{run.path} cannot be read as a job: {error}") from None
 
@@ -101,8 +115,29 @@ def newest_heartbeat(run: RunDir) -> dict[str, Any] | None:
 
 # --- one job ------------------------------------------------------------------------------------------------
 
-def view_of(run: RunDir) -> dict[str, Any]:
-    """The VIEW of a job. Raises BrokenRun."""
+@dataclass(frozen=True)
+class _Read:
+    """A job as its run directory tells it, not yet judged."""
+
+    run: RunDir
+    spec: dict[str, Any]
+    events: list[Event]
+    folded: Status
+    attempts: list[AttemptDir]
+
+    @property
+    def scheduled(self) -> bool:
+        return bool(self.spec.get("slurm"))
+
+
+def view_of(run: RunDir, ask: Ask | None = None) -> dict[str, Any]:
+    """The VIEW of a job. `ask` asks SLURM about one that may still be there. Raises BrokenRun."""
+    found = _read(run)
+    return found if isinstance(found, dict) else _view(found, _queue_for([found], ask))
+
+
+def _read(run: RunDir) -> _Read | dict[str, Any]:
+    """Of a run that was started by hand: its VIEW. Raises BrokenRun."""
     try:
         spec = json.loads(run.spec.read_bytes())
     except FileNotFoundError:
@@ -112,27 +147,76 @@ def view_of(run: RunDir) -> dict[str, Any]:
     if not isinstance(spec, dict) or spec.get("version") != SPEC_VERSION:
         raise BrokenRun(f"spec.json is not one of version {SPEC_VERSION}")
     try:
-        return _supervised(run, spec)
+        events, _ = read_events(run)
+        folded, _ = fold(events, spec["submitted_at"])
+        return _Read(run, spec, events, folded, run.attempts())
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise BrokenRun(f"{type(error).__name__}: {error}") from None
 
 
-def _supervised(run: RunDir, spec: dict[str, Any]) -> dict[str, Any]:
-    events, _ = read_events(run)
-    folded, _ = fold(events, spec["submitted_at"])
-    attempts = run.attempts()
-    checkpoint_step = _checkpoint_step(run, folded, events)
-    status = _with_survivors(with_liveness(folded, _heard(run, attempts, folded), checkpoint_step), spec["token"])
-    _await_last_heartbeat(attempts, status)
-    beat = newest_heartbeat(run) or {}
-    starts = [event for event in events if isinstance(event, AttemptStarted)]
-    launches = [event for event in events if isinstance(event, Launched)]
+def _queue_for(found: Sequence[_Read], ask: Ask | None = None) -> Queue | None:
+    """What SLURM says about those that it may still have; None: there are none."""
+    if not (scheduled := [one for one in found if one.scheduled]):
+        return None
+    from cluster.node import scheduled as slurm  # most nodes have no scheduler
+    if not (open_ids := [id for one in scheduled for id in slurm.open_ids(one.run, one.folded, one.events)]):
+        return None
+    from cluster.node.queue import Queue
+    return (ask or Queue.ask)(scheduled[0].run.path.parent.parent, open_ids)
+
+
+def _view(one: _Read, queue: Queue | None) -> dict[str, Any]:
+    try:
+        return _scheduled(one, queue) if one.scheduled else _supervised(one)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise BrokenRun(f"{type(error).__name__}: {error}") from None
+
+
+def _supervised(one: _Read) -> dict[str, Any]:
+    """Of a job whose supervisor lives on this host."""
+    checkpoint_step = _checkpoint_step(one.run, one.folded, one.events)
+    beat = newest_heartbeat(one.run) or {}
+    heard = _heard(one.run, one.attempts, one.folded)
+    status = _with_survivors(with_liveness(one.folded, heard, checkpoint_step), one.spec["token"])
+    if isinstance(status, Pending | Restarting) and beat.get("waits"):
+        status = Pending(status.since, status.attempt, beat["waits"])
+    _await_last_heartbeat(one.attempts, status, local=True)
+    hosts = ",".join(one.spec.get("hosts") or ()) or one.spec["node"]
+    return _facts(one, status, checkpoint_step) | _NOT_SCHEDULED | {"backend": "host", "place": hosts}
+
+
+def _scheduled(one: _Read, queue: Queue | None) -> dict[str, Any]:
+    """Of a job that SLURM runs: the heartbeat's host is another one, so SLURM says whether it lives."""
+    from cluster.node import scheduled as slurm
+    from cluster.node.queue import UNASKED
+    checkpoint_step = _checkpoint_step(one.run, one.folded, one.events)
+    told = slurm.told(one.run, one.events, newest_heartbeat(one.run) or {}, checkpoint_step)
+    answer = queue.about(told.ids[-1] if told.ids else None) if queue else UNASKED
+    judged = slurm.judge(one.folded, told, answer)
+    _await_last_heartbeat(one.attempts, judged.status, local=False)
+    facts = _facts(one, judged.status, checkpoint_step)
+    over = isinstance(judged.status, Ended)
+    if judged.reason and not over:
+        facts["reason"] = judged.reason.value
+    if judged.note and not over:
+        facts["detail"] = judged.note
+    return facts | {
+        "backend": "slurm", "place": slurm.place(one.spec, told, answer.entry, judged.status),
+        "queue": slurm.facts(answer), "unasked": "" if over else answer.unasked}
+
+
+def _facts(one: _Read, status: Status, checkpoint_step: int | None) -> dict[str, Any]:
+    """What every VIEW of a job with a spec says."""
+    beat = newest_heartbeat(one.run) or {}
+    starts = [event for event in one.events if isinstance(event, AttemptStarted)]
+    launches = [event for event in one.events if isinstance(event, Launched)]
     return {
-        **{key: spec[key] for key in ("id", "name", "stage", "node", "token", "submitted_at")},
-        "backend": "host", "run_dir": str(run.path), "by_hand": False,
+        **{key: one.spec[key] for key in ("id", "name", "stage", "node", "token", "submitted_at")},
+        "run_dir": str(one.run.path), "by_hand": False,
+        "group": group,
         **_state_facts(status),
         **{key: beat.get(key) for key in _HEARTBEAT_KEYS},
-        **_latest_progress(attempts, status),
+        **_latest_progress(one.attempts, status),
         "gpus": list(launches[-1].gpus) if launches else [],
         "heard_at": beat.get("t"),
         "started_at": starts[0].t if starts else None,
@@ -141,31 +225,26 @@ def _supervised(run: RunDir, spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _await_last_heartbeat(attempts: list[AttemptDir], status: Status) -> None:
-    """A living supervisor writes it just after the ending, with the last step and loss; nobody asks again."""
-    if not attempts or not isinstance(status, Ended):
-        return
-    while time.time() - status.at < _LAST_BEAT_S:
-        heard = process.heard(attempts[-1])
-        if heard is None or not heard.alive or heard.last >= status.at:
+def _await_last_heartbeat(attempts: list[AttemptDir], status: Status, local: bool) -> None:
+    """A living supervisor writes it just after the ending, with the last step and loss; nobody asks again.
+
+    `local`: whether it lives is known here.
+    """
+    deadline = time.monotonic() + _LAST_BEAT_S
+    while attempts and isinstance(status, Ended) and time.time() - status.at < _LAST_BEAT_S:
+        if local:
+            heard = process.heard(attempts[-1])
+            over = heard is None or not heard.alive or heard.last >= status.at
+        else:
+            over = ((process.read_heartbeat(attempts[-1]) or {}).get("t") or 0.0) >= status.at
+        if over or time.monotonic() > deadline:
             return
         time.sleep(_POLL_S)
 
 
 def _latest_progress(attempts: list[AttemptDir], status: Status) -> dict[str, Any]:
     """Of a running attempt: its heartbeat is up to ten seconds older than its metrics."""
-    return _said(attempts[-1]) if attempts and isinstance(status, Running | Stopping) else {}
-
-
-def _said(attempt: AttemptDir) -> dict[str, Any]:
-    """The progress of an attempt by the last lines of its metrics; empty when it writes none."""
-    try:
-        lines = _tail(attempt.metrics, _LAST_LINES)
-    except FileNotFoundError:
-        return {}
-    found = {key: line[key] for line in lines for key in _PROGRESS_KEYS if line.get(key) is not None}
-    return {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in found.items()}
+    return lines.progress(attempts[-1]) if attempts and isinstance(status, Running | Stopping) else {}
 
 
 def _with_survivors(status: Status, token: str) -> Status:
@@ -225,17 +304,18 @@ def _by_hand(run: RunDir) -> dict[str, Any]:
     if not attempts:
         raise BrokenRun("no spec.json: a submit that is going on or was cut off")
     newest = attempts[-1]
-    lines = _tail(newest.metrics)
-    last = lines[-1] if lines else {}
+    written_last = lines.tail(newest.metrics)
+    last = written_last[-1] if written_last else {}
     written = newest.metrics.stat().st_mtime
     started = next(read_json_lines(attempts[0].metrics), {}).get("t")
     named = [parse_checkpoint_name(path.name) for path in list_checkpoints(run.checkpoints)]
     return {
         "id": run.path.name, "name": None, "stage": run.path.name.partition("-by-hand-")[0], "node": None,
-        "backend": "host", "token": None, "run_dir": str(run.path), "by_hand": True, "submitted_at": started,
+        "backend": "host", "place": None, "group": None, **_NOT_SCHEDULED, "token": None,
+        "run_dir": str(run.path), "by_hand": True, "submitted_at": started,
         **_state_facts(_by_hand_status(newest.number, last, written)),
         "step": last.get("step"), "total": last.get("total"),
-        "loss": next((one["loss"] for one in reversed(lines) if "loss" in one), None),
+        "loss": next((one["loss"] for one in reversed(written_last) if "loss" in one), None),
         "it_s": None, "eta_s": None, "peak_rss_mb": None, "gpus": [], "heard_at": written,
         "started_at": started, "resume_step": None,
         "checkpoint_step": named[0][0] if named and named[0] else None,
@@ -249,63 +329,6 @@ def _by_hand_status(attempt: int, last: dict[str, Any], written: float) -> Statu
     if time.time() - written > BY_HAND_QUIET_S:
         return Failed(written, attempt, Reason.BAD_EXIT, "started by hand; nothing written since then")
     return Running(written, attempt)
-
-
-def _tail(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
-    """The lines in the last `size` bytes of a metrics file that parse."""
-    with open(path, "rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-        raw = file.read()
-    found = []
-    for line in raw.split(b"\n"):
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue  # cut by the block's border, or still being written
-    return [line for line in found if isinstance(line, dict)]
-
-
-# --- parts of `show` ----------------------------------------------------------------------------------------
-
-def _attempt_facts(attempt: AttemptDir) -> dict[str, Any]:
-    events, _ = read_journal(attempt.journal)
-    start = next((event for event in events if isinstance(event, AttemptStarted)), None)
-    launched = next((event for event in events if isinstance(event, Launched)), None)
-    end = next((event for event in events if isinstance(event, AttemptEnded)), None)
-    beat = process.read_heartbeat(attempt) or {}
-    return {
-        "n": attempt.number, "started_at": start.t if start else None, "ended_at": end.t if end else None,
-        "reason": end.reason.value if end else None, "detail": end.detail if end else "",
-        "resume": start.resume if start else None, "resume_step": start.resume_step if start else None,
-        "step": end.step if end else (beat | _said(attempt)).get("step"),
-        "checkpoint_step": end.checkpoint_step if end else None,
-        "gpus": list(launched.gpus) if launched else [], "env": _env(attempt),
-    }
-
-
-def _env(attempt: AttemptDir) -> dict[str, Any] | None:
-    try:
-        return json.loads(attempt.env.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _checkpoint_facts(path: Path) -> dict[str, Any]:
-    """verified: False when a file is missing or has another size; None when the sizes are right (hashes are
-    checked by the supervisor, before anything resumes from it).
-    """
-    step, attempt = parse_checkpoint_name(path.name) or (0, 0)
-    facts: dict[str, Any] = {"name": path.name, "step": step, "attempt": attempt, "verified": None, "why": ""}
-    try:
-        for name, expected in read_manifest(path).files.items():
-            if (size := (path / name).stat().st_size) != expected["size"]:
-                why = f"{name}: {size} bytes, the manifest says {expected['size']}"
-                return facts | {"verified": False, "why": why}
-    except BadCheckpoint as error:
-        return facts | {"verified": False, "why": str(error)}
-    except OSError as error:
-        return facts | {"verified": False, "why": f"{error.filename}: {error.strerror}"}
-    return facts
 
 
 def _asked_for(request: dict[str, Any]) -> list[Path]:

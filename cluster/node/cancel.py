@@ -1,0 +1,143 @@
+"""Ends a job that SLURM runs, asked on the login node: by its supervisor where that lives, by SLURM where not.
+
+The request lies in control/ before anything else, so a job that starts just then finds it and ends by itself.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.contract import RunDir
+from cluster.errors import NodeFailure, Refused, Unreachable
+from cluster.events import AttemptEnded, AttemptStarted
+from cluster.journal import read_journal
+from cluster.node import control, scheduled
+from cluster.node.kill import GRACE_S, MARGIN_S
+from cluster.node.queue import Entry, Queue
+from cluster.node.slurm_tools import SlurmFailed, run as run_tool
+from cluster.node.slurm_words import Phase
+from cluster.node.view import read_view
+from cluster.spec import JobSpec
+from cluster.states import ENDED_WORDS
+
+NOW_S = 10.0  # `--now`: a supervisor may take this long, then SLURM ends the job
+LEAVE_S = 90.0  # after scancel a node may take this long: KillWait, and what it waits for stuck processes
+UNSAID_S = scheduled.FORGOTTEN_S + MARGIN_S  # a job that is gone has an ending after this time
+_RING_S = 10.0  # a bell that nobody heard is rung again
+_SCANCEL_S = 10.0
+_FRESH_S = 0.5  # so old an answer of squeue will do
+_PAUSE_S = (0.2, 2.0)
+_DENIED = "permission denied"
+
+
+def ring(run: RunDir) -> None:
+    """Wake the supervisor: a shared file system may show it a request a minute late."""
+    _scancel("--signal=USR2", scheduled.ids_of(run)[-1:])
+
+
+def cancel(run: RunDir, view: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Ask for the stop of a job and wait until it has ended and SLURM has let go of it. Raises ClusterError."""
+    already = view["state"] in ENDED_WORDS
+    if not already:
+        already = not control.ask(run, control.Stop(
+            request["by"], "kill", request.get("grace_s"), bool(request.get("now")), time.time()))
+    if not scheduled.ids_of(run):
+        from cluster.node import sbatch  # its submit was cut off: it may be in the queue all the same
+        sbatch.adopt(run, JobSpec.from_json(run.spec.read_bytes()))
+    view = _Cancelling(run, request).until_gone()
+    return {"state": view["state"], "already": already, "detail": view["detail"],
+            "freed": {"processes": 0, "gpu_mb": 0},  # of another host
+            "checkpoint_step": view["checkpoint_step"], **_left(run)}
+
+
+class _Cancelling:
+    """Does what the queue calls for, again and again: a job may start, or be requeued, at any moment."""
+
+    def __init__(self, run: RunDir, request: dict[str, Any]) -> None:
+        self._run = run
+        self._now, self._grace_s = bool(request.get("now")), request.get("grace_s")
+        self._begun = time.monotonic()
+        self._rung = self._scancelled = 0.0
+        self._gone_since: float | None = None
+
+    def until_gone(self) -> dict[str, Any]:
+        """-> the last VIEW."""
+        pause_s = _PAUSE_S[0]
+        while True:
+            ids = scheduled.ids_of(self._run)
+            queue = Queue.ask(self._run.path.parent.parent, ids, _FRESH_S)
+            view = read_view(self._run, lambda *_, queue=queue: queue)
+            there = [entry for id in ids if (entry := queue.current(id)) and entry.phase is not Phase.ENDED]
+            if view["state"] in ENDED_WORDS and not there and not queue.unasked:
+                return view
+            self._act(there, view)
+            self._check(there, view, queue.unasked)
+            time.sleep(pause_s)
+            pause_s = min(_PAUSE_S[1], pause_s * 1.5)
+
+    def _act(self, there: Sequence[Entry], view: dict[str, Any]) -> None:
+        waiting = [one.id for one in there if one.phase is Phase.WAITING and one.state == "PENDING"]
+        held = [one.id for one in there if one.phase is Phase.WAITING and one.state != "PENDING"]
+        running = [one.id for one in there if one.phase in (Phase.RUNNING, Phase.UNKNOWN)]
+        _scancel("--state=PENDING", waiting)  # not one that has started meanwhile: it may save
+        _scancel("--quiet", held)
+        now = time.monotonic()
+        if running and now > self._begun + self._patience_s(view):
+            _scancel("--quiet", running)
+            self._scancelled = self._scancelled or now
+        elif running and now > self._rung + _RING_S:
+            _scancel("--signal=USR2", running)
+            self._rung = now
+
+    def _patience_s(self, view: dict[str, Any]) -> float:
+        """How long the supervisor may take to end the job."""
+        if self._now:
+            return NOW_S
+        grace_s = view["grace_s"] if view["grace_s"] is not None else self._grace_s
+        return (GRACE_S if grace_s is None else grace_s) + MARGIN_S
+
+    def _check(self, there: Sequence[Entry], view: dict[str, Any], unasked: str) -> None:
+        """Raises ClusterError when it takes too long."""
+        now, name, ended = time.monotonic(), view["id"], view["state"] in ENDED_WORDS
+        late_s = now - self._begun - self._patience_s(view)
+        if unasked and late_s > LEAVE_S:
+            what = "whether SLURM has let go of it could not be asked" if ended else "SLURM could not be asked"
+            raise Unreachable(f"{name} is {view['state']}, and {what}: {unasked}",
+                              hint="the request is in its run directory, where its supervisor finds it; "
+                                   f"see it with: launch status {name}")
+        if there and late_s > LEAVE_S and now > self._scancelled + LEAVE_S:
+            states = ", ".join(f"{one.state}{f' on {one.nodes}' if one.nodes else ''}" for one in there)
+            raise NodeFailure(f"SLURM still has {name} ({states}) {now - self._begun:.0f} s after it was asked to end",
+                              hint="a node that does not answer keeps it: see sinfo -R; then launch kill once more")
+        self._gone_since = None if there or unasked else self._gone_since or now
+        if self._gone_since and now > self._gone_since + UNSAID_S:
+            raise NodeFailure(f"SLURM has let go of {name}, but it is still {view['state']}: {view['detail']}",
+                              hint=f"see it with: launch show {name}")
+
+
+def _scancel(option: str, ids: Sequence[str]) -> None:
+    """What it cannot do because a job has ended or SLURM does not answer, the next look at the queue shows.
+
+    Raises Refused: it is somebody else's.
+    """
+    if not ids:
+        return
+    try:
+        run_tool(["scancel", option, *ids], _SCANCEL_S)
+    except SlurmFailed as error:
+        if _DENIED in error.words.lower():
+            raise Refused(f"SLURM does not let you end {', '.join(ids)}: it is somebody else's job") from None
+
+
+def _left(run: RunDir) -> dict[str, Any]:
+    """What its supervisor could not end, and what only the node itself could say."""
+    attempts = run.attempts()
+    events, _ = read_journal(attempts[-1].journal) if attempts else ([], 0)
+    start = next((event for event in events if isinstance(event, AttemptStarted)), None)
+    end = next((event for event in reversed(events) if isinstance(event, AttemptEnded)), None)
+    if start is None:
+        return {"survivors": [], "note": ""}
+    if end is None:
+        return {"survivors": [], "note": f"its supervisor on {start.hostname} wrote no ending: SLURM ended it there"}
+    return {"survivors": [{"pid": pid, "cmd": f"on {start.hostname}"} for pid in end.survivors], "note": ""}

@@ -1,0 +1,39 @@
+"""The last lines of metrics files, while they are written."""
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from cluster.contract import AttemptDir
+
+PROGRESS_KEYS = ("step", "total", "loss", "it_s", "eta_s")
+_TAIL = 64 << 10
+_LAST_LINES = 8 << 10  # bytes of metrics.jsonl that hold the last training line, whatever stands behind it
+
+
+def progress(attempt: AttemptDir) -> dict[str, Any]:
+    """The progress of an attempt by the last lines of its metrics; empty when it writes none."""
+    try:
+        lines = tail(attempt.metrics, _LAST_LINES)
+    except FileNotFoundError:
+        return {}
+    found = {key: line[key] for line in lines for key in PROGRESS_KEYS if line.get(key) is not None}
+    return {key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in found.items()}
+
+
+def tail(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
+    """The lines in the last `size` bytes of a metrics file that parse."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+        raw = file.read()
+    found = []
+    for line in raw.split(b"\n"):
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue  # cut by the block's border, or still being written
+    return [line for line in found if isinstance(line, dict)]
