@@ -4,7 +4,7 @@ msgspec decodes them: one declaration gives the type, its bounds and the refusal
 that imports in a few milliseconds, and it never turns "5" into 5. A value that is wrong only together with another
 raises ValueError("`key`: …") in `__post_init__`; configs.keys adds file, line and value.
 
-Run files have a schema per stage: `Phase3Run`; a stage without one has a free-form run file.
+Run files have a schema per stage: `Phase1Run`, `Phase3Run`; a stage without one has a free-form run file.
 """
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from configs.fields import Count, Resources, ResourcesOverride, Sbatch, Strict, Text, Weight, parse_duration
+from configs.phase1 import Phase1Run
 from configs.phase3 import Phase3Run
 
 __all__ = [
-    "NODE_TYPES", "SCHEMAS", "BaseNode", "ClusterFile", "Environment", "LocalNode", "Node", "Phase3Run", "Resources",
-    "ResourcesOverride", "Restart", "ResumeGlob", "SlurmNode", "SshNode", "SshOptions", "StageFile",
+    "NODE_TYPES", "SCHEMAS", "BaseNode", "ClusterFile", "Environment", "LocalNode", "Node", "Phase1Run", "Phase3Run",
+    "Resources", "ResourcesOverride", "Restart", "ResumeGlob", "SlurmNode", "SshNode", "SshOptions", "StageFile",
     "check_node_name", "parse_duration",
 ]
 
-SCHEMAS: dict[str, type[Strict]] = {"phase3": Phase3Run}  # by the name a stage file gives as `schema:`
+# By the name that a stage file gives as `schema:`.
+SCHEMAS: dict[str, type[Strict]] = {"phase1": Phase1Run, "phase3": Phase3Run}
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -68,7 +70,7 @@ class StageFile(Strict):
     command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None  # a program and its arguments
     args: tuple[str, ...] = ()  # for torchrun and python; before the path of the resolved config
     pass_config: bool | None = None  # append that path? null: yes for torchrun and python, no for command
-    schema: Literal["phase3"] | None = None  # null: the run file is free-form
+    schema: Literal["phase1", "phase3"] | None = None  # null: the run file is free-form
     default_config: Text | None = None
     paths: tuple[str, ...] = ()  # free-form run files: the keys that hold paths, as a.b.c
     resources: Resources = Resources()

@@ -11,6 +11,7 @@ on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -50,8 +51,11 @@ class Saved:
 class Writer:
     """Writes the checkpoints of this attempt; exists on rank 0 only."""
 
-    def __init__(self, job: Job, keep_last: int, on_saved: Callable[[Saved], None]) -> None:
+    def __init__(self, job: Job, keep_last: int, on_saved: Callable[[Saved], None],
+                 attachments: Path | None = None) -> None:
         self._job, self._keep_last, self._on_saved = job, keep_last, on_saved
+        self._attachments = attachments
+        self._attached: dict[str, dict[str, int | str]] = {}  # their entries in a manifest; they do not change
         self._buffers: dict[str, dict[str, torch.Tensor]] = {}
         self._thread: threading.Thread | None = None
         self._saved: Saved | None = None
@@ -124,26 +128,59 @@ class Writer:
         except OSError as error:
             self._error = error
 
+    def _attach(self, aside: Path) -> dict[str, dict[str, int | str]]:
+        """Put the stage's attachments into a checkpoint; hashed once in this attempt. Their entries."""
+        if self._attachments is None:
+            return {}
+        for name in link_tree(self._attachments, aside):
+            if name not in self._attached:
+                path = aside / name
+                _sync(path, os.O_RDONLY)
+                self._attached[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        return dict(self._attached)
+
     def _write_aside(self, step: int, state: dict[str, Any]) -> Path:
         final = self._job.checkpoints / checkpoint_name(step, self._job.attempt.number)
         aside = final.with_name(f"{_ASIDE}{final.name}-{os.getpid()}")
         aside.mkdir()
-        files = {f"{file}.safetensors": write_tensors(aside / f"{file}.safetensors", named)
-                 for file, named in self._buffers.items()}
+        files = self._attach(aside)
+        for file, named in self._buffers.items():
+            path = aside / f"{file}.safetensors"
+            path.parent.mkdir(exist_ok=True)
+            files[f"{file}.safetensors"] = write_tensors(path, named)
         write_atomically(aside / STATE, json.dumps(state, indent=1).encode())
         files[STATE] = {"size": (aside / STATE).stat().st_size, "sha256": sha256_file(aside / STATE)}
         resumed = str(self._job.resume) if self._job.resume else None
         manifest = {"version": MANIFEST_VERSION, "job": self._job.id, "attempt": self._job.attempt.number,
                     "step": step, "resumed_from": resumed, "files": files}
         write_atomically(aside / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _sync_directory(aside)
+        for directory in {(aside / name).parent for name in files}:
+            _sync_directory(directory)
         os.rename(aside, final)
         _sync_directory(final.parent)
         return final
 
 
+def link_tree(source: Path, target: Path) -> list[str]:
+    """Link every file below `source` to the same place below `target`; copy where links are refused. Their names."""
+    names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / name, target / name)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            shutil.copyfile(source / name, target / name)
+    return names
+
+
 def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

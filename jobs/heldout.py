@@ -55,7 +55,7 @@ class Heldout:
                  background: tuple[float, float, float], world: World) -> None:
         self._val, self._background, self._world = val, background, world
         self.items = items_of(val, input_views)
-        means = _mean_images(train, world)
+        means = mean_images(train, world)
         self._baselines = self._over_items(lambda item, target: torch.stack([
             image_psnr(torch.ones_like(target), target), image_psnr(means[item.heldout], target)]), None)
 
@@ -116,7 +116,7 @@ class Heldout:
         return world.sum(table).mean(0).tolist()
 
 
-def _mean_images(train: MultiView, world: World) -> Tensor:
+def mean_images(train: MultiView, world: World) -> Tensor:
     """The mean training image of each view [V, 3, S, S] in 0..1, of at most `_MEAN_OF` samples."""
     count = min(len(train), _MEAN_OF)
     chosen = [i * len(train) // count for i in range(count)]

@@ -28,6 +28,7 @@ class Plan:
     evaluate_every: int  # steps
     log_every: int  # steps
     loader_workers: int
+    lr_decay: Literal["cosine", "constant"] = "cosine"  # after the warm-up
 
     @property
     def updates(self) -> int:
@@ -35,6 +36,8 @@ class Plan:
         return self.total // self.accumulation
 
     def lr_of(self, update: int) -> float:
+        if self.lr_decay == "constant" and update >= self.warmup:
+            return self.lr
         return cosine_lr(update, self.updates, self.warmup, self.lr)
 
     def due(self, every: int, before: int, now: int) -> bool:

@@ -22,6 +22,8 @@ class Stage(ABC):
     name: str
     source: Source
     modules: dict[str, nn.Module]  # what a checkpoint holds; trained is what requires a gradient
+    files: dict[str, str] = {}  # module -> its own file of a checkpoint, without ending; default: model
+    attachments: Path | None = None  # a directory whose files are linked into each checkpoint
     scalars: tuple[str, ...] = ()  # what `loss` reports besides the loss, always all of them
     shown: tuple[str, ...] = ("loss",)  # on the line for people
     best_metric: str | None = None  # of `evaluate`, higher is better: that checkpoint is never pruned

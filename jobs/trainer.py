@@ -60,7 +60,8 @@ class Trainer:
         self._optimizer = self._make_optimizer()
         self._exchange = Exchange(list(self._named.values()), plan.accumulation, 1 + len(stage.scalars),
                                   world)
-        self._writer = checkpoint.Writer(job, plan.keep_last, self._on_saved) if world.is_main else None
+        self._writer = (checkpoint.Writer(job, plan.keep_last, self._on_saved, stage.attachments)
+                        if world.is_main else None)
         self._pace = Pace(plan.total)
         self._said = -math.inf
         self._saved_step = -1
@@ -84,7 +85,7 @@ class Trainer:
     def _begin(self) -> bool:
         """Load the checkpoint, or spread rank 0's fresh weights. Returns whether it was a checkpoint."""
         if self.job.resume is None:
-            for tensor in self._tensors()["model"].values():
+            for tensor in (tensor for named in self._weights().values() for tensor in named.values()):
                 self.world.from_main(tensor)
         else:
             self._resume(self.job.resume)
@@ -315,12 +316,20 @@ class Trainer:
         self.metrics.say(f"checkpoint {saved.path.name} ({saved.seconds:.2g} s)")
 
     def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """All that a checkpoint holds, live: {"model": …, "optimizer": …}."""
-        model = {f"{module}.{name}": tensor for module, owner in self.stage.modules.items()
-                 for name, tensor in owner.state_dict().items()}
+        """All that a checkpoint holds, live: {"model": …, "optimizer": …} and the files of the stage's own."""
         moments = {f"{name}.{key}": value for name, parameter in self._named.items()
                    for key, value in self._optimizer.state[parameter].items()}
-        return {"model": model, "optimizer": moments}
+        return {**self._weights(), "optimizer": moments}
+
+    def _weights(self) -> dict[str, dict[str, torch.Tensor]]:
+        """By file of a checkpoint: `model`, where names begin with their module's, and the modules' own files."""
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for module, owner in self.stage.modules.items():
+            file = self.stage.files.get(module, "model")
+            prefix = "" if module in self.stage.files else f"{module}."
+            found.setdefault(file, {}).update(
+                {f"{prefix}{name}": tensor for name, tensor in owner.state_dict().items()})
+        return found
 
     def _surroundings(self) -> dict[str, Any]:
         """What a resume must share to be bit-exact."""
