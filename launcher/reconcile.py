@@ -149,6 +149,8 @@ def _heard(result: Refreshed, name: str, answer: dict[str, Any], asked: list[Job
     known = {job.run_dir for job in asked}
     result.ended += [job for job in fresh if job.ended and job.run_dir in known]
     result.notes += [f"{name}: {one['run_dir']}: {one['why']}" for one in answer["broken"]]
+    if answer.get("unasked"):  # its scheduler, by the node that was asked
+        result.notes.append(f"{name}: {answer['unasked']}")
     return fresh
 
 

@@ -109,8 +109,10 @@ def why(job: JobStatus, now: float) -> str:
     parts = ["by hand"] if job.by_hand else []
     if job.reason and job.state != "COMPLETED":
         parts.append(cause(job))
-    elif job.state == "PENDING" and job.detail:
+    elif job.state in ("PENDING", "RUNNING") and job.detail:
         parts.append(first_line(job.detail))
+    if start := starts(job, now):
+        parts[-1:] = [", ".join([*parts[-1:], start])]
     if job.state == "RESTARTING" and job.retry_at and job.retry_at > now:
         parts.append(f"again in {age(job.retry_at - now)}")
     if job.ended and job.state != "COMPLETED" and job.checkpoint_step is not None:
@@ -132,6 +134,16 @@ def ending(reason: str, detail: str) -> tuple[str, str]:
     if reason.endswith(_BY_SOMEBODY) and name.startswith("by "):
         return f"{reason.removesuffix(_BY_SOMEBODY)} {name}", how
     return reason, detail
+
+
+def starts(job: JobStatus, now: float) -> str:
+    """When the scheduler thinks that it starts, in this computer's time; empty: it does not say."""
+    at = (job.queue or {}).get("starts_at")
+    if job.state != "PENDING" or not at or at <= now:
+        return ""
+    days = (at - now) / 86400
+    form = "%H:%M" if time.localtime(at)[:3] == time.localtime(now)[:3] else "%a %H:%M" if days < 6 else "%Y-%m-%d"
+    return f"starts ~{time.strftime(form, time.localtime(at))}"
 
 
 def last_seen(job: JobStatus) -> str:
@@ -169,7 +181,7 @@ _COLUMNS: dict[str, Callable[[JobStatus, float], str]] = {
     "id": lambda job, now: job.id,
     "name": lambda job, now: cut(job.name or "", 24),
     "stage": lambda job, now: job.stage,
-    "node": lambda job, now: job.node,
+    "node": lambda job, now: cut(job.place or job.node, 24),
     "gpus": _gpus,
     "state": lambda job, now: job.state,
     "step": _steps,

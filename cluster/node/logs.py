@@ -30,12 +30,16 @@ from cluster.states import ENDED_WORDS
 
 if TYPE_CHECKING:
     from cluster.node.changes import Changes
+    from cluster.node.queue import Queue
 
 BLOCK = 256 << 10  # bytes of a frame at most, and of memory
 KEEPALIVE_S = 5.0
 _LOOK_S = 0.04  # between two looks at files whose changes nobody tells us
+_SHARED_S = 0.2  # the same, of files that another host writes
 _REST_S = 0.01  # between two looks in any case: a job that prints much is not followed write by write
 _STATE_S = 1.0  # between two looks at the state when nothing hints that it changed
+_QUEUE_S = (2.0, 15.0)  # between two looks at SLURM's queue: at first, and later
+_SLOWER = 1.5
 _RANK_LOG = re.compile(r"rank-(\d+)\.log")
 
 Frame = tuple[dict[str, Any], bytes]
@@ -245,6 +249,27 @@ def frames(request: dict[str, Any], wait: Wait) -> Iterator[Frame]:
         watch.close()
 
 
+class _Lookout:
+    """The queue of a job that is followed: asked anew when its run directory changed, else ever more rarely.
+
+    Asking SLURM takes a moment, and a controller that everybody asks every second goes down.
+    """
+
+    def __init__(self) -> None:
+        self.queue: Queue | None = None  # of a job that SLURM may still have
+        self._asked_at, self._pause_s = 0.0, _QUEUE_S[0]
+
+    def hurry(self) -> None:
+        self._pause_s = _QUEUE_S[0]
+
+    def ask(self, workdir: Path, ids: Sequence[str]) -> Queue:
+        from cluster.node.queue import Queue
+        if self.queue is None or time.monotonic() - self._asked_at > self._pause_s:
+            self.queue = Queue.ask(workdir, ids)
+            self._asked_at, self._pause_s = time.monotonic(), min(_QUEUE_S[1], self._pause_s * _SLOWER)
+        return self.queue
+
+
 class _Watch:
     """The view of a job, read again only when something says that it changed: a journal, the supervisor, an
     attempt.
@@ -252,12 +277,13 @@ class _Watch:
 
     def __init__(self, run: RunDir, follow: bool) -> None:
         self._run = run
+        self._lookout = _Lookout()
         self._pid: int | None = None
         self._supervisor: int | None = None  # a pidfd: readable when it ends, which is when the job has ended
         self._changes = _changes() if follow else None
         self._seen = self._signs()
         self._read_at = time.monotonic()
-        self._view = read_view(run)
+        self._view = read_view(run, self._lookout.ask)
         self._open()
 
     @property
@@ -270,15 +296,19 @@ class _Watch:
         """What a living supervisor of this host and its job write, inotify tells; nothing else is sure to be
         told.
         """
-        return _STATE_S if len(self.descriptors) == 2 else _LOOK_S
+        if len(self.descriptors) == 2:
+            return _STATE_S
+        return _SHARED_S if self._lookout.queue else _LOOK_S
 
     def look(self) -> dict[str, Any]:
         if self._changes:
             self._changes.forget()
         signs, now = self._signs(), time.monotonic()
         if signs != self._seen or now - self._read_at > _STATE_S:
+            if signs != self._seen:
+                self._lookout.hurry()
             self._seen, self._read_at = signs, now
-            self._view = read_view(self._run)
+            self._view = read_view(self._run, self._lookout.ask)
             self._open()
         return self._view
 

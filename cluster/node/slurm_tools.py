@@ -29,7 +29,7 @@ def run(argv: Sequence[str], limit_s: float, env: Mapping[str, str] | None = Non
     except OSError as error:
         raise SlurmFailed(f"{tool}: {error.strerror or error}") from None
     except subprocess.TimeoutExpired:
-        raise SlurmFailed(f"{tool} did not answer in {limit_s:.3g} s") from None
+        raise SlurmFailed(f"{tool} did not answer in {round(limit_s, 1):g} s") from None
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip()
         raise SlurmFailed(f"{tool}: {_last_line(tool, words) or f'exit code {done.returncode}'}", words)
