@@ -3,6 +3,8 @@
     answer MARK              a request on stdin (a JSON line, then its payload) -> mark, JSON, mark on stdout
     stream MARK              a request on stdin -> mark, newline, frames on stdout until the end
     supervise RUN_DIR --by   the supervisor of one job; prints its pid and goes on detached
+    allocated RUN_DIR        the same inside a SLURM allocation, in the foreground; exit code 0: the job completed
+    sbatch                       a request on stdin: hands jobs to SLURM (cluster/backends/slurm.py)
     rank …                   becomes one rank below torchrun
 """
 from __future__ import annotations
@@ -28,6 +30,11 @@ def main(argv: list[str] | None = None) -> int:
             return logs.serve(read_request(sys.stdin.buffer), rest[0].encode())
         case "supervise":
             return _supervise(Path(rest[0]), rest[2])
+        case "allocated":
+            return _allocated(Path(rest[0]))
+        case "sbatch":
+            from cluster.backends import slurm
+            return slurm.main()
         case "rank":
             from cluster.node import rank
             return rank.main(rest)
@@ -73,6 +80,17 @@ def _supervise(run_dir: Path, by: str) -> int:
     os.dup2(2, 1)
     from cluster.node import supervisor
     return supervisor.main(run_dir, by)
+
+
+def _allocated(run_dir: Path) -> int:
+    """What is left of the batch script's world is its output: directory, mask and stdin are those of any supervisor."""
+    from cluster.node import allocation
+    os.umask(0o027 if run_dir.stat().st_mode & 0o040 else 0o077)
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return allocation.main(run_dir)
 
 
 def read_request(stdin: BinaryIO) -> dict[str, Any]:

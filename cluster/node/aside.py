@@ -74,8 +74,10 @@ def _work(write: int, parent: int, function: Callable[..., Any], args: tuple[Any
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):  # SLURM sends the supervisor's signals to all below it
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # this too; what is started here has the default again
         die_with_parent(signal.SIGKILL, parent)
         os.set_blocking(write, True)
         try:

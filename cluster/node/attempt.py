@@ -17,15 +17,18 @@ from cluster.events import AttemptStarted, Launched, Reason, StopAsked
 from cluster.node import ending, failure, rank
 from cluster.node.aside import Aside, AsideFailed
 from cluster.node.chronicle import Chronicle
-from cluster.node.control import Control, Restart, Stop
+from cluster.node.control import Restart, Stop
 from cluster.node.ending import Asked, Outcome
 from cluster.node.failure import Facts, Verdict
 from cluster.node.loop import Loop
+from cluster.node.place import Place
 from cluster.node.prepare import Prepared, prepare
 from cluster.node.process import SWEEP_S, Proc, dead_children, descendants, members, read_process, send
 from cluster.node.progress import Watch
+from cluster.node.resume import counting_checkpoints
 from cluster.node.stopping import Identity, Told
 from cluster.node.tail import last_bytes
+from cluster.node.waiting import Waiting
 from cluster.spec import JobSpec
 
 LOOK_S = 0.5  # requests and progress
@@ -41,20 +44,21 @@ VERIFY_S = 300.0
 class Attempt:
     """`live` runs it to its end. The supervisor then decides what follows, records that and calls `close`."""
 
-    def __init__(self, run: RunDir, number: int, spec: JobSpec, loop: Loop, control: Control,
-                 ends_at: float | None, save_s: float | None) -> None:
+    def __init__(self, run: RunDir, number: int, spec: JobSpec, loop: Loop, place: Place,
+                 save_s: float | None) -> None:
         self.run, self.dir, self.spec = run, run.attempt(number), spec
         self.says = Chronicle(self.dir, spec.submitted_at)
         self.watch = Watch(self.dir, {})
         self.resumed: str | None = None  # path
         self.begun_at = time.monotonic()
         self.helpers: set[int] = set()  # children of the supervisor that are not the job
-        self._loop, self._control, self._ends_at, self._save_s = loop, control, ends_at, save_s
+        self._loop, self._place, self._save_s = loop, place, save_s
         self._early: list[Stop | Restart] = []  # asked before the journal was begun
         self._asked: Asked | None = None
         self._launched = False
         self._gpus: tuple[str, ...] = ()
         self._peak_rss_mb = 0.0
+        self._waits = ""  # for what, in words for a person
         self._ended_first = False  # the program had ended by itself when the stop came
         self._by_force = False
         self._next_look = self._next_beat = self._next_sample = 0.0
@@ -78,7 +82,7 @@ class Attempt:
         self.says.beat({
             "step": now.step, "total": now.total, "loss": now.loss, "it_s": now.it_s, "eta_s": now.eta_s,
             "applied": now.applied, "peak_rss_mb": round(self._peak_rss_mb, 1), "gpus": list(self._gpus),
-            "save_s": now.save_s or self._save_s})
+            "save_s": now.save_s or self._save_s, "waits": self._waits})
 
     def beat_if_due(self) -> None:
         if time.monotonic() >= self._next_beat:
@@ -87,18 +91,21 @@ class Attempt:
     # --- its life -----------------------------------------------------------------------------------------------------
 
     def live(self, by: str, code_digest: str | None) -> Outcome:
-        prepared = self._prepare(code_digest)
+        blocked = self._hold() if by in ("submit", "restart") else None  # a retry has had its turn
+        prepared = self._unprepared() if blocked else self._prepare(code_digest)
         self.resumed = prepared.resume
         me = self.says.me
         self.says.record(AttemptStarted(
             time.time(), self.dir.number, by, me["hostname"], me["boot_id"], me["pid"], me["pid_started"],
-            prepared.found, prepared.resume, prepared.resume_step))
+            prepared.found, prepared.resume, prepared.resume_step, **self._place.facts))
         for text in prepared.notes:
             self.says.note(text)
         for request in self._early:
             self._ask(request)
         if self._asked:
             return self._not_started(ending.stopped(self._asked, "before its processes were started"))
+        if blocked:
+            return self._not_started(blocked)
         if prepared.problem:
             return self._not_started(Verdict(Reason.CANNOT_START, prepared.problem))
         return self._live(prepared)
@@ -107,8 +114,11 @@ class Attempt:
         """Nothing of the job runs, but an environment that hangs while it is activated may."""
         outcome = Outcome(verdict, survivors=tuple(one.pid for one in self._sweep()))
         self._verify(outcome)
+        return self._with_request(outcome)
+
+    def _with_request(self, outcome: Outcome) -> Outcome:
         if self._asked:
-            outcome.asked, outcome.restart = True, self._asked.restart
+            outcome.asked, outcome.restart = self._asked.why, self._asked.restart
         return outcome
 
     def _live(self, prepared: Prepared) -> Outcome:
@@ -124,23 +134,45 @@ class Attempt:
         self.beat()
         outcome = Outcome(exit_code=self._loop.exits.pop(root[0], None), survivors=tuple(one.pid for one in survivors))
         self._verify(outcome)
+        self._look()  # SLURM tells everybody at once: the program may have heard it before its supervisor
         outcome.verdict = self._verdict(outcome, failure.oom_kills() - oom_before)
-        if self._asked:
-            outcome.asked, outcome.restart = True, self._asked.restart
-        return outcome
+        return self._with_request(outcome)
+
+    def _hold(self) -> Verdict | None:
+        """Until the jobs it waits for have ended and its turn has come -> why it will never begin, or None."""
+        waiting = Waiting(self.run, self.spec, self._aside)
+        with self._place.untimed():
+            while not waiting.over and not self._early:
+                waiting.step()
+                if self._waits != waiting.text:
+                    self._waits = waiting.text
+                    self.beat()
+                if not waiting.over:
+                    self._wait(min(LOOK_S, waiting.pause_s))
+        waiting.close()
+        self._waits, self.begun_at = "", time.monotonic()
+        return None if self._early else waiting.verdict
 
     def _prepare(self, code_digest: str | None) -> Prepared:
+        self._look()  # it may have been killed while it waited for its turn
+        if self._early:
+            return self._unprepared()
         aside = self._aside(prepare, str(self.run.path), self.dir.number, self.spec, code_digest)
         while not aside.done() and not self._early:
             self._wait(LOOK_S)
         if not aside.done():
             aside.kill()
             self.helpers.discard(aside.pid)  # what it has started is ended like the job
-            return Prepared()
+            return self._unprepared()
         try:
             return Prepared.from_json(aside.result())
         except AsideFailed as error:
-            return Prepared(problem=f"launch itself failed while it prepared the start: {error}")
+            return self._unprepared(f"launch itself failed while it prepared the start: {error}")
+
+    def _unprepared(self, problem: str | None = None) -> Prepared:
+        """With the checkpoints there are: those that an attempt did not find at its start never count again."""
+        found = counting_checkpoints(self.run, self.dir.number)
+        return Prepared(problem, found=tuple(path.name for path in found))
 
     def _start(self, prepared: Prepared) -> Identity:
         self._gpus = prepared.gpus
@@ -223,7 +255,7 @@ class Attempt:
     @property
     def _spared(self) -> set[int]:
         """Helpers that live: the pid of one that has ended may be a process of the job by now."""
-        return self.helpers - self._loop.exits.keys()
+        return (self.helpers | self._place.helpers) - self._loop.exits.keys()
 
     # --- what it looks at while it waits ------------------------------------------------------------------------------
 
@@ -247,14 +279,7 @@ class Attempt:
             self._next_sample = begun + SAMPLE_SHARE * (time.monotonic() - begun)
 
     def _look(self) -> None:
-        requests: list[Stop | Restart] = list(self._control.new_requests())
-        if self._loop.terminated:
-            self._loop.terminated = False
-            requests.append(Stop(by="a SIGTERM to the supervisor"))
-        if self._ends_at is not None and time.monotonic() >= self._ends_at:
-            self._ends_at = None
-            requests.append(Stop(by="launch", why="time limit"))
-        for request in requests:
+        for request in self._place.requests(self.dir.number):
             if self.says.begun:
                 self._ask(request)
             else:
@@ -265,16 +290,25 @@ class Attempt:
         now = isinstance(request, Stop) and request.now
         grace_s = 0.0 if now else self.grace_s if request.grace_s is None else request.grace_s
         deadline = time.monotonic() + grace_s
-        restart = request if isinstance(request, Restart) else None
-        if self._asked is None:
-            self._asked = Asked("restart" if restart else request.why, request.by, deadline, restart)
-        elif restart is not None:
-            self.says.note(f"{request.by} asked for a restart while the job was being stopped: not done")
-            return
+        if isinstance(request, Restart):
+            if self._asked is not None:
+                return self._too_late(request, self._asked)
+            self._asked = Asked("restart", request.by, deadline, request)
+        elif self._asked is None:
+            self._asked = Asked(request.why, request.by, deadline, reason=request.reason)
         else:
+            if request.why == "scheduler" and self._asked.restart:
+                self._place.control.keep("restart")  # for the next allocation
             self._asked.deadline = min(self._asked.deadline, deadline)
-            self._asked.restart, self._asked.why, self._asked.by = None, request.why, request.by
+            self._asked.overrule(request)
         self.says.record(StopAsked(time.time(), request.by, self._asked.why, grace_s))
+
+    def _too_late(self, request: Restart, asked: Asked) -> None:
+        if asked.why == "scheduler":
+            self._place.control.keep("restart")
+            self.says.note(f"{request.by} asked for a restart while SLURM ended the allocation: it is done in the next")
+        else:
+            self.says.note(f"{request.by} asked for a restart while the job was being stopped: not done")
 
     # --- how it ended -------------------------------------------------------------------------------------------------
 
@@ -283,7 +317,7 @@ class Attempt:
         if not self._ours or not self.run.checkpoints.is_dir():
             return
         aside = self._aside(ending.newest_checkpoint, str(self.run.path), self.dir.number)
-        until = time.monotonic() + VERIFY_S
+        until = time.monotonic() + min(VERIFY_S, self._place.ending_s)
         while not aside.done() and time.monotonic() < until:
             self._wait(LOOK_S)
         try:
@@ -298,7 +332,9 @@ class Attempt:
     def _verdict(self, outcome: Outcome, oom_kills: int) -> Verdict:
         now, asked = self.watch.now, self._asked
         if asked is None or self._ended_first and asked.why != "restart":
-            return failure.judge(self._facts(outcome.exit_code, oom_kills))
+            verdict = failure.judge(self._facts(outcome.exit_code, oom_kills))
+            if asked is None or asked.why != "scheduler" or verdict.reason is Reason.DONE:
+                return verdict
         if self._ours and (now.done or outcome.exit_code == 0 and now.complete):
             asked.restart = None
             return Verdict(Reason.DONE, f"step {now.step}: it was complete when the stop came")
@@ -318,5 +354,7 @@ class Attempt:
 
 
 def _spawn(command: list[str], env: dict[str, str]) -> int:
+    """Deaf to the signals of a scheduler, which sends them to all below the supervisor."""
     null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-    return os.posix_spawn(command[0], command, env, file_actions=[null], setsigmask=())
+    deaf = (signal.SIGUSR1, signal.SIGUSR2)
+    return os.posix_spawn(command[0], command, env, file_actions=[null], setsigmask=deaf)

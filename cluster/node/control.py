@@ -11,18 +11,20 @@ from typing import Literal, TypeVar
 
 from cluster.contract import RunDir, write_atomically
 from cluster.errors import Unusable
+from cluster.events import Reason
 from cluster.spec import BadSpec, JobSpec
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Stop for good; `now` means without a grace."""
+    """Stop, for good when a person asks (`kill`); `now` means without a grace."""
 
     by: str
-    why: Literal["kill", "time limit"] = "kill"
+    why: Literal["kill", "time limit", "scheduler", "superseded"] = "kill"
     grace_s: float | None = None
     now: bool = False
     t: float = 0.0
+    reason: Reason | None = None  # of the scheduler, as far as it is known
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Control:
     def __init__(self, run: RunDir) -> None:
         self._run = run
         self._seen: dict[str, tuple[int, int]] = {}
+        self._kept: set[str] = set()
 
     def new_requests(self) -> list[Stop | Restart]:
         """Requests not returned before. One that cannot be read is still one: somebody asked."""
@@ -85,9 +88,15 @@ class Control:
         for name in ("stop", "restart"):
             (self._run.control / name).unlink(missing_ok=True)
 
+    def keep(self, *names: str) -> None:
+        """Leave these requests, seen or not, to the supervisor that comes after this one."""
+        self._kept.update(names)
+
     def consume(self) -> None:
         """Remove what was seen, so that the next attempt does not meet it; what came after stays."""
         for name, mark in self._seen.items():
+            if name in self._kept:
+                continue
             path = self._run.control / name
             try:
                 info = os.stat(path)

@@ -3,14 +3,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster.contract import RunDir
 from cluster.events import Reason
 from cluster.node import resume
-from cluster.node.control import Restart
+from cluster.node.control import Restart, Stop
 from cluster.node.failure import Verdict
 from cluster.node.progress import Progress
+
+Why = Literal["kill", "restart", "time limit", "scheduler", "superseded"]
+# A kill overrules the scheduler, which would start the job again; where a newer attempt runs, that one is killed.
+_WEIGHT: dict[Why, int] = {"restart": 0, "scheduler": 1, "time limit": 2, "kill": 2, "superseded": 3}
 
 
 @dataclass
@@ -22,7 +26,7 @@ class Outcome:
     checkpoint: str | None = None  # newest that verifies
     checkpoint_step: int | None = None
     survivors: tuple[int, ...] = ()
-    asked: bool = False
+    asked: str = ""  # why it was told to stop
     restart: Restart | None = None
 
 
@@ -30,10 +34,19 @@ class Outcome:
 class Asked:
     """A stop that is under way."""
 
-    why: str
+    why: Why
     by: str
     deadline: float  # time.monotonic
     restart: Restart | None = None
+    reason: Reason | None = None  # of the scheduler
+
+    def overrule(self, request: Stop) -> None:
+        """Another stop: the heavier word counts, and of two equal ones the later."""
+        if _WEIGHT[request.why] < _WEIGHT[self.why]:
+            return
+        if self.why != request.why:
+            self.reason = request.reason
+        self.why, self.by, self.restart = request.why, request.by, None
 
 
 def stopped(asked: Asked, how: str) -> Verdict:
@@ -42,6 +55,10 @@ def stopped(asked: Asked, how: str) -> Verdict:
             return Verdict(Reason.RESTART_ASKED, f"by {asked.by}: {how}")
         case "time limit":
             return Verdict(Reason.TIME_LIMIT, how)
+        case "scheduler":
+            return Verdict(asked.reason or Reason.SCHEDULER, how)
+        case "superseded":
+            return Verdict(Reason.SUPERSEDED, how)
     return Verdict(Reason.KILLED, f"by {asked.by}: {how}")
 
 

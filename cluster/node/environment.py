@@ -21,13 +21,19 @@ _ACTIVATE = '. "$1/etc/profile.d/conda.sh" && conda activate "$2" && printf "%s\
 # What a job that was submitted from inside a torchrun rank must not inherit.
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
               "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "PET_MASTER_PORT")
-_OF_TORCHRUN = ("TORCHELASTIC_", ENV_PREFIX)
+# Prefixes. SUBMITIT_: of the program that brought the supervisor here. The rest belongs to the one task of srun that
+# the supervisor is: with it Lightning, accelerate and MPI believe that each rank is the only task of a world of one.
+# What describes the allocation (SLURM_JOB_ID, SLURM_JOB_NODELIST, SLURM_CPUS_ON_NODE, …) stays.
+_OF_OTHERS = ("TORCHELASTIC_", ENV_PREFIX, "SUBMITIT_", "SLURM_STEP", "SLURM_TASK", "SLURM_SRUN_", "PMI_", "PMIX_")
+_OF_A_TASK = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_GTIDS",
+              "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION", "SLURM_LAUNCH_NODE_IPADDR", "SLURM_CPU_BIND",
+              "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_TYPE", "SLURM_CPU_BIND_VERBOSE")
 
 
 def clean(env: Mapping[str, str]) -> dict[str, str]:
     """`env` without what belongs to the job this process may itself be part of."""
     return {name: value for name, value in env.items()
-            if name not in _OF_A_RANK and not name.startswith(_OF_TORCHRUN)}
+            if name not in _OF_A_RANK + _OF_A_TASK and not name.startswith(_OF_OTHERS)}
 
 
 def activate(python: PythonEnv, base: Mapping[str, str]) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """The GPUs of this host, as nvidia-smi tells them, and which of them a job gets."""
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from cluster.errors import NodeFailure, Unusable
 
 NVIDIA_SMI_S = 20.0  # the first question after boot loads the driver
 _QUERY = "--query-gpu=index,uuid,memory.total,memory.used,driver_version,name"
+_QUERY_APPS = "--query-compute-apps=gpu_uuid,pid,used_memory,process_name"
 _SAME_MB = 512  # GPUs whose used memory differs by less are equally free
 
 
@@ -63,6 +65,50 @@ def choose(gpus: Sequence[Gpu], wanted: int, allowed: Sequence[int] | None) -> t
                        hint="choose another node, or fewer GPUs with --gpus")
     by_use = sorted(usable, key=lambda gpu: (gpu.used_mb // _SAME_MB, gpu.index))
     return tuple(sorted(by_use[:wanted], key=lambda gpu: gpu.index))
+
+
+def allocated(gpus: Sequence[Gpu], wanted: int, env: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """The GPUs of this host that SLURM gave the job: the allocation is the lease. None without an nvidia-smi.
+
+    Where SLURM hides the others, nvidia-smi shows the job's alone, numbered from 0, and SLURM's numbers are of no use;
+    elsewhere those count. CUDA_VISIBLE_DEVICES is either, so it names no GPU. Raises Unusable when there are too few.
+    """
+    given = granted(env)
+    if not gpus:
+        return ()
+    if not given:  # a cluster that does not count GPUs
+        return choose(gpus, wanted, None)
+    found = list(gpus) if len(gpus) <= len(given) else [gpu for gpu in gpus if gpu.index in given]
+    if len(found) < wanted:
+        raise Unusable(f"the job asks for {wanted} GPU{'s' * (wanted > 1)}, SLURM gave it {len(found)} on this node",
+                       hint="let --gpus agree with gres: or gpus-per-node: in cluster.yaml or the stage file")
+    return tuple(found[:wanted])
+
+
+def granted(env: Mapping[str, str]) -> list[int]:
+    """SLURM's numbers of the GPUs it gave to the job on this node: of `0,2-4` [0, 2, 3, 4]."""
+    found: list[int] = []
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS") or ""):
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def in_use(chosen: Sequence[Gpu], timeout_s: float = NVIDIA_SMI_S) -> list[str]:
+    """What computes on these GPUs, in words for a person: before a job starts, that is somebody else's."""
+    program = shutil.which("nvidia-smi")
+    if program is None or not chosen:
+        return []
+    import subprocess
+
+    try:
+        done = subprocess.run([program, _QUERY_APPS, "--format=csv,noheader,nounits"], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, timeout=timeout_s)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    numbers = {gpu.uuid: gpu.index for gpu in chosen}
+    rows = ([field.strip() for field in line.split(",", 3)] for line in done.stdout.splitlines())
+    return [f"process {row[1]} ({row[3]}) uses {row[2]} MB of GPU {numbers[row[0]]}, which SLURM gave to this job"
+            for row in rows if len(row) == 4 and row[0] in numbers]
 
 
 def used_mb(uuids: Sequence[str]) -> int:

@@ -18,9 +18,10 @@ class Loop:
         self.exits: dict[int, int] = {}  # own child -> exit code, negative: the signal that ended it
         self._own: set[int] = set()
         self.terminated = False  # somebody sent SIGTERM to the supervisor
+        self.warned = False  # SIGUSR1: the scheduler will end it soon
         self._read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
         self._poll = select.poll()
         self._poll.register(self._read, select.POLLIN)
@@ -61,6 +62,7 @@ class Loop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.terminated = self.terminated or number == signal.SIGTERM
+        self.warned = self.warned or number == signal.SIGUSR1
 
 
 def _drain(descriptor: int) -> bytes:

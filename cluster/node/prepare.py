@@ -58,6 +58,7 @@ def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, 
     python = environment.python_of(spec.python, base)
     chosen, has_gpus = _gpus(spec)
     uuids = tuple(gpu.uuid for gpu in chosen)
+    disturbed = gpus.in_use(chosen) if spec.slurm is not None else []  # elsewhere `choose` keeps away from others
     taken = _taken_over(run, attempt, spec)
     start = resume.choose(run, attempt.number, spec, cwd, base)
     secrets, missing = environment.read_secrets(run.path.parent.parent, spec.secrets)
@@ -67,7 +68,7 @@ def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, 
     _executable(argv[0], cwd, env)
     command = torchrun.command_line(spec, attempt, cwd, python, argv)
     return Prepared(None, tuple(command), tuple(argv), cwd, env, python, uuids, chosen[0].driver if chosen else None,
-                    start.path, start.step, found, (*taken, *start.notes, *missing))
+                    start.path, start.step, found, (*taken, *start.notes, *missing, *disturbed))
 
 
 def _taken_over(run: RunDir, attempt: AttemptDir, spec: JobSpec) -> list[str]:
@@ -93,6 +94,11 @@ def _directory(spec: JobSpec, run: RunDir) -> str:
 
 
 def _gpus(spec: JobSpec) -> tuple[tuple[gpus.Gpu, ...], bool]:
+    """-> the job's GPUs, and whether CUDA_VISIBLE_DEVICES is to name them (or none) whatever it says now."""
+    if spec.slurm is not None:
+        found = gpus.allocated(gpus.list_gpus(), spec.gpus, os.environ) if spec.gpus else ()
+        none = not spec.gpus and not gpus.granted(os.environ) and gpus.has_driver()
+        return found, bool(found) or none
     if spec.gpus == 0:
         return (), gpus.has_driver()
     return gpus.choose(gpus.list_gpus(), spec.gpus, spec.gpu_choice), True

@@ -114,8 +114,8 @@ def members(root_pid: int | None, token: str, spare: Collection[int] = ()) -> li
     """The processes of a job: descendants of its supervisor `root_pid` (a child subreaper, so double-forked and setsid
     ones are among them) and processes of this user that were started with its LAUNCH_TOKEN.
 
-    Not among them: the supervisor itself, zombies, this process, the trees of `spare`, and the trees of other jobs'
-    supervisors that were started from inside the job.
+    Not among them: the supervisor itself, zombies, this process, the trees of `spare`, the trees of other jobs'
+    supervisors that were started from inside the job, and that of a newer attempt's supervisor on this host.
     """
     table = process_table()
     children = _children(table)
@@ -124,6 +124,7 @@ def members(root_pid: int | None, token: str, spare: Collection[int] = ()) -> li
     for holder in holders:
         own |= {one.pid: one for one in _below(holder.pid, children)}
     barred = {os.getpid(), root_pid, *spare} | {pid for pid in own if is_other_supervisor(own[pid])}
+    barred |= {one.pid for one in _above(holders, table) if one.pid not in own and _supervises(one, token)}
     for pid in list(barred):
         if pid not in (root_pid, os.getpid()):
             barred |= {one.pid for one in _below(pid, children)}
@@ -158,6 +159,14 @@ def _below(pid: int | None, children: dict[int, list[Proc]]) -> Iterator[Proc]:
         waiting += children.get(one.pid, ())
 
 
+def _above(processes: Collection[Proc], table: dict[int, Proc]) -> list[Proc]:
+    found: dict[int, Proc] = {}
+    for one in processes:
+        while (parent := table.get(one.parent)) and parent.pid not in found:
+            found[parent.pid] = one = parent
+    return list(found.values())
+
+
 def _holds(pid: int, token: str) -> bool:
     return f"{ENV_TOKEN}={token}".encode() in _started_with(pid)
 
@@ -167,18 +176,34 @@ def is_other_supervisor(process: Proc) -> bool:
 
     One that is so young that its job has no heartbeat yet is believed.
     """
+    return supervised_by(process) is not None
+
+
+def supervised_by(process: Proc) -> RunDir | None:
+    """The run directory of the job that this process supervises; see `is_other_supervisor`."""
     words = command_of(process.pid)
-    if "supervise" not in words[:-1]:
-        return False
-    run = RunDir(Path(words[words.index("supervise") + 1]))
+    verb = next((at for at, word in enumerate(words[:-1]) if word in ("supervise", "allocated")), None)
+    if verb is None:
+        return None
+    run = RunDir(Path(words[verb + 1]))
     try:
         if not run.spec.is_file():
-            return False
+            return None
         attempts = run.attempts()
     except OSError:
-        return False
+        return None
     beat = read_heartbeat(attempts[-1]) if attempts else None
-    return beat is None or (beat.get("pid"), beat.get("pid_started")) == process.identity
+    is_it = beat is None or (beat.get("pid"), beat.get("pid_started")) == process.identity
+    return run if is_it else None
+
+
+def _supervises(process: Proc, token: str) -> bool:
+    """Whether this supervisor of the job with that token is the one whose attempt is the newest."""
+    run = supervised_by(process)
+    try:
+        return run is not None and json.loads(run.spec.read_bytes())["token"] == token
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_heartbeat(attempt: AttemptDir) -> dict | None:

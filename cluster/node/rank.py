@@ -21,6 +21,7 @@ AGENT = "agent"  # the name of torchrun: its output is logs/agent.log
 OOM_SCORE_ADJ = b"500"  # when memory runs out the program goes, not its supervisor
 _ENV_PARENT = "LAUNCH_PARENT"  # pid of the torchrun that a shim must have as its parent
 _PR_SET_PDEATHSIG = 1
+_OF_SLURM = ("SIGUSR1", "SIGUSR2")  # meant for the supervisor, sent to everybody below it
 _RESET = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGXFSZ", "SIGCHLD")
 
 
@@ -98,7 +99,8 @@ def _sign_in(path: str) -> None:
 
 def _exec(cwd: str, program: list[str], env: Mapping[str, str]) -> int:
     for name in _RESET:  # Python ignores some of these itself, and what is ignored stays so across exec
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
+        deaf = name in _OF_SLURM and "SLURM_JOB_ID" in env
+        signal.signal(getattr(signal, name), signal.SIG_IGN if deaf else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         os.chdir(cwd)

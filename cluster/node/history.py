@@ -1,0 +1,66 @@
+"""How far the attempts of a job came since a person started it: whether another one is worth it."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.contract import RunDir
+from cluster.events import AttemptEnded, AttemptStarted, Reason
+from cluster.journal import read_journal
+from cluster.node.process import read_heartbeat
+
+IDLE_MAX = 3  # attempts in a row without progress
+UNSEEN_S = 600.0  # a program whose steps nobody can see has done something after this time
+# Ended by others, whatever the program was doing: says nothing about the program.
+NOT_ITS_OWN = (Reason.PREEMPTED, Reason.SCHEDULER, Reason.SUPERSEDED)
+
+
+@dataclass
+class History:
+    best: int = -1  # highest step any attempt reached
+    resumed: str | None = None  # what the last attempt resumed from
+    idle: int = 0  # attempts in a row without progress
+    retries: int = 0  # by the policy
+    save_s: float | None = None  # the longest of the last measured saves
+
+    @property
+    def exhausted(self) -> bool:
+        return self.idle >= IDLE_MAX
+
+    def add(self, reason: Reason, step: int | None, checkpoint_step: int | None, resumed: str | None,
+            lasted_s: float) -> bool:
+        """Take in an attempt that has ended. -> whether it got further than those before it, by what can be seen."""
+        reached = max(-1 if step is None else step, -1 if checkpoint_step is None else checkpoint_step)
+        progressed = reached > self.best or resumed != self.resumed
+        if reached < 0 and lasted_s > UNSEEN_S and reason is not Reason.TIME_LIMIT:
+            progressed = True  # at a time limit it has lasted as long as it may, and that every time
+        self.best, self.resumed = max(reached, self.best), resumed
+        if progressed:
+            self.idle = 0
+        elif reason not in NOT_ITS_OWN:
+            self.idle += 1
+        return progressed
+
+
+def read_history(run: RunDir) -> History:
+    """Of the attempts since the last one that a person started, by their journals.
+
+    An attempt without an ending (its node was lost) counts with what its heartbeat said, and never as idle.
+    """
+    history = History()
+    for attempt in run.attempts():
+        events, _ = read_journal(attempt.journal)
+        start = next((event for event in events if isinstance(event, AttemptStarted)), None)
+        if start is None:
+            continue
+        if start.by in ("submit", "restart"):
+            history = History(save_s=history.save_s)
+        beat = read_heartbeat(attempt) or {}
+        history.save_s = beat.get("save_s") or history.save_s
+        end = next((event for event in reversed(events) if isinstance(event, AttemptEnded)), None)
+        if end is None:
+            history.add(Reason.SCHEDULER, beat.get("step"), None, start.resume, 0.0)
+            continue
+        history.add(end.reason, end.step, end.checkpoint_step, start.resume, end.t - start.t)
+        failed = end.reason is not Reason.TIME_LIMIT and end.reason not in NOT_ITS_OWN
+        history.retries += failed and end.next in ("retry", "requeue")
+    return history

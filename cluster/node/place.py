@@ -1,0 +1,56 @@
+"""Where a supervisor lives, and who else has a say there. A bare host; `allocation` is the other place."""
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cluster.contract import RunDir
+from cluster.node.control import Control, Restart, Stop
+from cluster.node.loop import Loop
+from cluster.spec import JobSpec
+
+
+class Place:
+    """A bare host: the supervisor is detached and the only one, by a lock. The time limit is the job's own."""
+
+    facts: dict[str, Any] = {}  # what AttemptStarted says about the place
+    ending_s = math.inf  # so long may an ending take once the program has ended
+
+    def __init__(self, run: RunDir, loop: Loop) -> None:
+        self.control = Control(run)
+        self.helpers: set[int] = set()  # children of the supervisor that are neither the job nor of one attempt
+        self._run, self._loop = run, loop
+        self._ends_at: float | None = None  # time.monotonic
+
+    def begin(self, spec: JobSpec) -> None:
+        """A person started or restarted the job: its limit begins anew."""
+        self._ends_at = None if spec.time_s is None else time.monotonic() + spec.time_s
+
+    def requests(self, number: int) -> list[Stop | Restart]:
+        """What was asked of attempt `number` since the last question. Never blocks."""
+        found = self.control.new_requests()
+        if self._loop.terminated:
+            self._loop.terminated = False
+            found.append(Stop(by="a SIGTERM to the supervisor"))
+        if self._ends_at is not None and time.monotonic() >= self._ends_at:
+            self._ends_at = None
+            found.append(Stop(by="launch", why="time limit"))
+        return found
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """What the job waits for meanwhile is not of its own time."""
+        ends_at, self._ends_at, began = self._ends_at, None, time.monotonic()
+        yield
+        self._ends_at = None if ends_at is None else ends_at + time.monotonic() - began
+
+    def has_room(self, pause_s: float) -> bool:
+        """Whether another attempt can be made here after a pause."""
+        return True
+
+    def go_on(self, spec: JobSpec, meanwhile: Callable[[], None]) -> str:
+        """Have the scheduler start the next attempt -> why that cannot be, for a person; empty: it will be."""
+        return "there is no scheduler here"
