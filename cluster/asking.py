@@ -4,14 +4,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol
 
-from cluster.errors import ClusterError, NodeFailure, Refused, Unreachable, Unusable
+from cluster.errors import error_of
 from cluster.inventory import Node
 
 Answer = dict[str, Any]  # its fields: where cluster/node gives it (agent, submit, view, kill, restart)
 Frame = tuple[dict[str, Any], bytes]  # see cluster/node/logs.py
 Payload = bytes | BinaryIO
-
-_ERRORS = {cls.exit_code: cls for cls in (NodeFailure, Unusable, Unreachable, Refused)}
 
 
 class Shell(Protocol):
@@ -30,7 +28,7 @@ class Shell(Protocol):
 def checked(answer: Answer, node: Node) -> Answer:
     """Raises the ClusterError that an answer of the agent holds."""
     if error := answer.get("error"):
-        raise _ERRORS.get(error["exit_code"], ClusterError)(error["what"], node.name, error["hint"])
+        raise error_of(error, node.name)
     return answer
 
 

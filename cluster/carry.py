@@ -1,6 +1,7 @@
 """What is carried to a node: one zip with the contract and cluster/node/, named by its content.
 
-It needs Python >= 3.10 and the standard library, so nothing has to be fetched or built for a node.
+It needs Python >= 3.10 and the standard library, so nothing has to be fetched or built for a node. Where jobs go to
+SLURM, its login node has submitit too.
 """
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from cluster.node import install
 
-CARRIED = ("__init__", "contract", "spec", "events", "states", "journal", "errors")
+CARRIED = ("__init__", "contract", "spec", "events", "states", "journal", "errors", "backends/__init__",
+           "backends/slurm")
 _MAIN = b"""\
 import sys
 

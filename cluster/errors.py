@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 
 class Explained(Exception):
@@ -47,6 +48,14 @@ class Refused(ClusterError):
 
 class NodeFailure(ClusterError):
     exit_code = 1
+
+
+_BY_CODE = {cls.exit_code: cls for cls in (NodeFailure, Unusable, Unreachable, Refused)}
+
+
+def error_of(told: dict[str, Any], where: str | None = None) -> ClusterError:
+    """The error that an agent told of, by its `exit_code`, `what` and `hint`."""
+    return _BY_CODE.get(told["exit_code"], ClusterError)(told["what"], where, told["hint"])
 
 
 _REMEDIES = {

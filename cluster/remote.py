@@ -246,4 +246,4 @@ def _known_path(node: Node) -> Path:
 
 
 def _known_for(node: Node) -> str:
-    return repr((node.ssh_name, node.ssh_config, node.agent_python, node.python))
+    return repr((node.via, node.ssh_name, node.ssh_config, node.agent_python, node.python))

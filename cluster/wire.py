@@ -26,6 +26,7 @@ if sys.version_info < (3, 10): sys.exit(1)
 import json
 print(sys.argv[1] + json.dumps({"python": sys.executable}) + sys.argv[1])
 """
+_HAS_SUBMITIT = "import importlib.util, sys; sys.exit(importlib.util.find_spec('submitit') is None)"
 
 
 def framed(script: str) -> bytes:
@@ -43,12 +44,13 @@ def run_agent(python: str, directory: str, command: str, mark: str) -> str:
 
 def find_python(node: Node, mark: str) -> str:
     """Print mark, JSON {python}, mark for the first Python >= 3.10; exit with the first of NO_PYTHON without
-    one.
+    one. Where jobs go to SLURM, one that has submitit is preferred.
     """
     places = " ".join(sh_path(place) for place in python_places(node))
-    return (f"for p in {places}; do q=$(command -v \"$p\" 2>/dev/null) || continue; "
-            f"\"$q\" -I -S -c {shlex.quote(_IS_PYTHON)} {mark} 2>/dev/null && exit 0; done; "
-            f"exit {NO_PYTHON[0]}")
+    need = [f"\"$q\" -c {shlex.quote(_HAS_SUBMITIT)} 2>/dev/null && "] if node.via == "slurm" else []
+    look = (f"for p in {places}; do q=$(command -v \"$p\" 2>/dev/null) || continue; "
+            f"%s\"$q\" -I -S -c {shlex.quote(_IS_PYTHON)} {mark} 2>/dev/null && exit 0; done; ")
+    return "".join(look.replace("%s", first, 1) for first in [*need, ""]) + f"exit {NO_PYTHON[0]}"
 
 
 def python_places(node: Node) -> list[str]:

@@ -45,6 +45,24 @@ def check_duration(key: str, text: object) -> None:
 
 
 Sbatch = dict[str, str | int | bool]  # options of sbatch by their long names; true: one without a value
+_NOT_OF_SBATCH = {  # options that launch gives itself -> what to write instead
+    "time": "`time`", "nodes": "`nodes`", "ntasks": "`procs`", "ntasks-per-node": "`procs`", "job-name": "--name",
+    "array": "--sweep", "dependency": "--after", "output": "launch logs", "error": "launch logs", "open-mode": None,
+    "signal": None, "kill-on-invalid-dep": None, "chdir": None, "wrap": None, "parsable": None, "test-only": None,
+    "wait": "launch wait",
+}
+
+
+def check_sbatch(options: object) -> None:
+    """Raises ValueError for an option that launch itself gives to sbatch, or that is written as a short one."""
+    for name in options if isinstance(options, dict) else ():
+        long = name.lstrip("-").replace("_", "-")
+        if len(long) < 2:
+            raise ValueError(f"`sbatch`: {name!r}: options stand here by their long names, as in account or mem")
+        if long in _NOT_OF_SBATCH:
+            instead = _NOT_OF_SBATCH[long]
+            raise ValueError(f"`sbatch`: {name}: launch itself gives this to sbatch"
+                             + (f"; use {instead} instead" if instead else ""))
 
 
 class Resources(Strict):
@@ -58,6 +76,7 @@ class Resources(Strict):
 
     def __post_init__(self) -> None:
         check_duration("time", self.time)
+        check_sbatch(self.sbatch)
 
 
 class ResourcesOverride(Strict):
@@ -71,3 +90,4 @@ class ResourcesOverride(Strict):
 
     def __post_init__(self) -> None:
         check_duration("time", self.time)
+        check_sbatch(self.sbatch)

@@ -9,11 +9,13 @@ Run files have a schema per stage: `Phase1Run`, `Phase3Run`; a stage without one
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import NODEFAULT, Meta
+from msgspec.structs import fields
 
-from configs.fields import Count, Resources, ResourcesOverride, Sbatch, Strict, Text, Weight, parse_duration
+from configs.fields import (
+    Count, Resources, ResourcesOverride, Sbatch, Strict, Text, Weight, check_sbatch, parse_duration)
 from configs.phase1 import Phase1Run
 from configs.phase3 import Phase3Run
 
@@ -68,6 +70,7 @@ class StageFile(Strict):
     torchrun: Text | None = None  # a module (jobs.phase3) or a script (train.py), started once per rank
     python: Text | None = None  # the same in one process
     command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None  # a program and its arguments
+    pipeline: dict[str, dict[str, Any] | None] | None = None  # other stages by their labels: configs.pipeline
     args: tuple[str, ...] = ()  # for torchrun and python; before the path of the resolved config
     pass_config: bool | None = None  # append that path? null: yes for torchrun and python, no for command
     schema: Literal["phase1", "phase3"] | None = None  # null: the run file is free-form
@@ -82,10 +85,12 @@ class StageFile(Strict):
     progress: dict[str, str] = {}  # step, total, loss, … : a regular expression with one group
 
     def __post_init__(self) -> None:
-        given = [key for key in ("torchrun", "python", "command") if getattr(self, key) is not None]
+        given = [key for key in ("torchrun", "python", "command", "pipeline") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError("exactly one of torchrun, python and command must be given, here: "
+            raise ValueError("exactly one of torchrun, python, command and pipeline must be given, here: "
                              + (" and ".join(given) or "none"))
+        if self.pipeline is not None:
+            self._check_pipeline()
         if self.args and self.command:
             raise ValueError("`args`: belongs to torchrun and python; put a command's arguments in its list")
         for name in self.secrets:
@@ -93,6 +98,14 @@ class StageFile(Strict):
                 raise ValueError(f"`secrets`: {name!r} is no name of an environment variable")
         for name, pattern in self.progress.items():
             _check_pattern(f"progress.{name}", pattern)
+
+    def _check_pipeline(self) -> None:
+        """What its stages say themselves has no place beside them."""
+        if not self.pipeline:
+            raise ValueError("`pipeline`: names no stage")
+        for name in self.__struct_fields__:
+            if name not in ("about", "pipeline", "default_config") and getattr(self, name) != _PLAIN[name]:
+                raise ValueError(f"`{name}`: belongs to a stage, not to a pipeline")
 
     @property
     def kind(self) -> Literal["torchrun", "python", "command"]:
@@ -106,6 +119,10 @@ class StageFile(Strict):
     @property
     def passes_config(self) -> bool:
         return self.kind != "command" if self.pass_config is None else self.pass_config
+
+
+_PLAIN = {field.name: field.default if field.default_factory is NODEFAULT else field.default_factory()
+          for field in fields(StageFile)}  # what a stage file says when it does not say it
 
 
 # --- cluster.yaml -----------------------------------------------------------------------------------------
@@ -163,6 +180,9 @@ class SlurmNode(BaseNode, tag_field="via", tag="slurm"):
     sbatch: Sbatch = {}  # for every job there; those of a stage go over these
     ssh: SshOptions = SshOptions()
     peers: bool = False
+
+    def __post_init__(self) -> None:
+        check_sbatch(self.sbatch)
 
 
 Node = LocalNode | SshNode | SlurmNode

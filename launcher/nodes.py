@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import Unusable
 from cluster.inventory import DEFAULT_WORKDIR, Node, local_node
 from cluster.spec import PythonEnv
 from launcher.errors import Wrong, nearest
@@ -15,20 +14,22 @@ if TYPE_CHECKING:
     from configs.schema import BaseNode, ClusterFile, Environment
 
 LOCAL = "local"
+HERE = "here"  # `login:` of a cluster whose login node is this computer
+_VIA = {"LocalNode": "local", "SshNode": "ssh", "SlurmNode": "slurm"}
 _reading = threading.Lock()
 
 
 def load_nodes(start: Path) -> dict[str, Node]:
-    """Every node by name; `local` is always there. Entries that this version cannot use are left out.
+    """Every node by name; `local` is always there. Raises ConfigError for a cluster.yaml with a mistake."""
+    return {LOCAL: _local(start)} | {node.name: node for node in in_file(start)}
 
-    Raises ConfigError for a cluster.yaml with a mistake.
-    """
+
+def in_file(start: Path) -> list[Node]:
+    """The nodes that cluster.yaml names, in its order."""
     found = _cluster(start)
-    nodes = {LOCAL: _local(start)}
-    for name, entry in found.nodes.items() if found else ():
-        if _unusable(entry) is None:
-            nodes[name] = _node(name, entry, found.ssh_config, start)
-    return nodes
+    if found is None:
+        return []
+    return [_node(name, entry, found.ssh_config, start) for name, entry in found.nodes.items()]
 
 
 def node_named(name: str, start: Path) -> Node:
@@ -36,8 +37,6 @@ def node_named(name: str, start: Path) -> Node:
     found = _cluster(start)
     entry = found.nodes.get(name) if found else None
     if found and entry is not None:
-        if why := _unusable(entry):
-            raise Unusable(why, name)
         return _node(name, entry, found.ssh_config, start)
     if name == LOCAL:
         return _local(start)
@@ -74,12 +73,6 @@ def _version(path: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _unusable(entry: BaseNode) -> str | None:
-    if type(entry).__name__ == "SlurmNode":
-        return "this version of launch does not submit to SLURM; name a machine with via: ssh"
-    return None
-
-
 def _local(start: Path) -> Node:
     return local_node(_data_beside_configs(start))
 
@@ -92,15 +85,19 @@ def _data_beside_configs(start: Path) -> Path:
 
 def _node(name: str, entry: BaseNode, ssh_config: str | None, start: Path) -> Node:
     base = _local(start)
-    local = type(entry).__name__ == "LocalNode"
+    via = _VIA[type(entry).__name__]
+    local = via == "local"
+    host = getattr(entry, "login" if via == "slurm" else "host", None) or ""
+    here = local or (via, host) == ("slurm", HERE)  # the agent runs in this Python
     return Node(
-        name=name, via="local" if local else "ssh", host=getattr(entry, "host", None) or "",
+        name=name, via=via, host=host,
         workdir=entry.workdir or (base.workdir if local else DEFAULT_WORKDIR),
         data=entry.data or (base.data if local else None),
         python=_python(entry.env) or (base.python if local else PythonEnv()),
-        gpus=entry.gpus, agent_python=entry.agent_python or (base.agent_python if local else None),
+        gpus=entry.gpus, agent_python=entry.agent_python or (base.agent_python if here else None),
         share=entry.share, env_vars=dict(entry.env_vars), ssh_config=ssh_config,
-        ssh_client="fabric" if local else entry.ssh.client)
+        ssh_client="fabric" if local else entry.ssh.client, peers=getattr(entry, "peers", False),
+        partition=getattr(entry, "partition", None), sbatch=dict(getattr(entry, "sbatch", {})))
 
 
 def _python(env: Environment | None) -> PythonEnv | None:

@@ -55,7 +55,7 @@ def killed(result: Killed) -> str:
     freed += [f"{result.gpu_mb / 1000:.1f} GB of GPU memory"] if result.gpu_mb else []
     line += f", freed {' and '.join(freed)}" if freed else ""
     left = "".join(f"\n  still there: {pid} {visible(command)}" for pid, command in result.survivors)
-    return line + left
+    return line + (f"\n  {visible(result.note)}" if result.note else "") + left
 
 
 def restart_plan(plan: RestartPlan, asked: bool) -> str:
@@ -96,6 +96,7 @@ def draft(ready: Draft, command_lines: list[list[str]]) -> str:
             name + (" (not set here)" if name in ready.unset_secrets else "") for name in spec.secrets)))
     rows.append(("restarts", str(spec.restart.max_restarts)))
     text = "\n".join(f"{title:9} {value}" for title, value in rows)
+    text += f"\n\n# what sbatch is given\n{ready.script.rstrip()}" if ready.script else ""
     return text + (f"\n\n# config.yaml\n{ready.config.rstrip()}" if ready.config else "")
 
 

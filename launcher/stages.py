@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.inventory import Node
-from cluster.spec import JobSpec, RestartPolicy, ResumeRule
+from cluster.spec import JobSpec, RestartPolicy, ResumeRule, Slurm
 from launcher.errors import Wrong
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def _plan_command(request: Request, node: Node) -> Plan:
     spec = JobSpec(
         id="", token="", stage=COMMAND, kind="command", argv=request.argv, node=node.name,
         env=dict(node.env_vars), cwd=request.cwd or inside, gpus=request.gpus or 0,
+        nodes=request.nodes or 1, slurm=_slurm(node, {}),
         restart=RestartPolicy(request.max_restarts or 0))
     return Plan(_common(spec, request, node), tree=tree)
 
@@ -108,6 +109,7 @@ def _plan_stage(request: Request, node: Node) -> Plan:
         id="", token="", stage=stage.name, kind=stage.spec.kind, argv=stage.spec.argv, node=node.name,
         pass_config=stage.spec.passes_config, env={**node.env_vars, **stage.spec.env},
         secrets=stage.spec.secrets, gpus=gpus, procs=wanted.procs,
+        nodes=request.nodes or wanted.nodes, slurm=_slurm(node, wanted.sbatch),
         time_s=parse_duration(wanted.time) if wanted.time else None,
         grace_s=stage.spec.grace_s, resume_rule=_resume_rule(stage),
         restart=RestartPolicy(retries, retry.backoff_s, retry.backoff_max_s),
@@ -131,10 +133,16 @@ def _stage_named(name: str, start: Path) -> Stage:
                     hint=f"a command stands after `--`: launch submit -- {program}") from None
 
 
+def _slurm(node: Node, options: dict[str, str | int | bool]) -> Slurm | None:
+    """The options of the stage go over those of the cluster."""
+    return Slurm(node.partition, None, {**node.sbatch, **options}) if node.via == "slurm" else None
+
+
 def _common(spec: JobSpec, request: Request, node: Node) -> JobSpec:
+    scheduled = node.via == "slurm"  # it says itself which GPUs a job gets
     return replace(
         spec, name=request.name, python=node.python, share=node.share, resume=request.resume,
-        gpu_choice=None if node.gpus == "auto" else tuple(node.gpus),
+        gpu_choice=None if node.gpus == "auto" or scheduled else tuple(node.gpus),
         time_s=spec.time_s if request.time_s is None else request.time_s,
         grace_s=spec.grace_s if request.grace_s is None else request.grace_s)
 

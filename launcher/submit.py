@@ -4,15 +4,16 @@ from __future__ import annotations
 import io
 import os
 import re
+import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cluster.errors import ClusterError, Unreachable, Unusable
 from cluster.inventory import Node
 from cluster.spec import JobSpec, digest
-from launcher import jobs, reconcile, stages
+from launcher import jobs, reconcile, stages, targets
 from launcher.control import whoami
 from launcher.errors import LaunchError, Refused, Wrong
 from launcher.index import Index, Intent, Job
@@ -20,6 +21,10 @@ from launcher.index import Index, Intent, Job
 if TYPE_CHECKING:
     from launcher.snapshot import Snapshot
 
+ANY_S = 5.0  # `--node any`: who has not answered by then is passed over
+PEERS_S = 30.0
+AT_ONCE_S = 60.0  # clocks differ, and SLURM looks at its queue now and then
+FREE_MB = 512  # a GPU with more than this in use is somebody's
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that is mistaken for something else
 
 
@@ -32,6 +37,8 @@ class Draft:
     code: Snapshot | None
     config: str | None  # config.yaml, with paths of the node
     have_code: bool  # the node has this snapshot already
+    script: str | None = None  # what sbatch would be given
+    notes: tuple[str, ...] = ()  # for the person: which nodes were passed over, and why
 
     @property
     def unset_secrets(self) -> list[str]:
@@ -46,46 +53,73 @@ class Submitted:
     run_dir: str
     pid: int | None  # of its supervisor
     attempt: int
+    slurm_id: str | None = None
 
 
 def draft(index: Index, request: stages.Request) -> Draft:
     """Resolve a request and ask its node whether it can take the job.
 
-    Raises ConfigError, Wrong, TooBig and ClusterError: everything that a person can have got wrong.
+    Raises ConfigError, Wrong, TooBig and ClusterError: everything that a person can have got wrong; Refused when no
+    node can take it now (`--node any`).
     """
-    from launcher.nodes import node_named
-
     stages.check_request(request)
-    node = node_named(request.node, request.start)
     check_name(index, request.name, request.start)
-    resume = _resume_path(index, request)
+    resume = _resume_of(index, request)
+    if request.node == targets.ANY:
+        return _first_that_can(request, resume)
+    return _draft_on(targets.resolve(request.node, request.start), request, resume, _Trees())
+
+
+def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, trees: _Trees,
+              now: bool = False) -> Draft:
+    """The job on one node; `now`: raises Refused unless it could begin at once."""
+    node = target.node
+    resume = _resume_on(resume, node, request)
     here = {option: stages.nearest_existing(Path(path))
             for option, path in (("--resume", resume.from_here), ("--cwd", _cwd_from_here(request))) if path}
     request = replace(request, resume=resume.value, cwd=_cwd_from_here(request) or request.cwd)
     plan = stages.plan(request, node)
-    code = _snapshot(plan)
+    code = trees.take(plan)
     paths = stages.NO_PATHS
     if plan.run and plan.stage:
         paths = stages.paths_of(plan.run, plan.stage, node, request.start)
     absolute = [resume.value] if resume.value.startswith("/") else []
+    spec = replace(targets.aimed(plan.spec, target), id=new_id(plan.spec.stage), token=os.urandom(16).hex(),
+                   submitted_at=time.time(), submitted_by=whoami(), code=code.code if code else plan.spec.code)
     prepared = reconcile.backend_of(node).prepare(
         code_digest=code.code.digest if code else None,
         stat=[*paths.asked(), *map(str, here.values()), *absolute],
-        python=plan.spec.python, cwd=plan.spec.cwd if request.cwd else None)
+        python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=spec if spec.slurm else None, busy=now)
     for option, place in here.items():
         stages.check_seen(option, place, prepared["stats"], node)
     if absolute and prepared["stats"].get(resume.value) is None:
         raise Wrong(f"--resume: there is no {resume.value} on this node", node.name)
     stages.check_paths(paths, prepared["stats"], node)
-    _check_prepared(plan.spec, prepared, node)
+    _check_prepared(spec, prepared, node)
+    _check_peers(spec, target)
+    if now:
+        _check_now(spec, prepared, node)
     config = stages.config_text(plan.run, paths.values, prepared["home"]) if plan.run else None
-    spec = replace(
-        plan.spec, id=new_id(plan.spec.stage), token=os.urandom(16).hex(), submitted_at=time.time(),
-        submitted_by=whoami(),
-        resume=stages.expand(plan.spec.resume, prepared["home"]),
-        config_digest=digest(config.encode()) if config is not None else None,
-        code=code.code if code else plan.spec.code)
-    return Draft(spec, node, code, config, bool(prepared.get("have_code")))
+    spec = replace(spec, resume=stages.expand(spec.resume, prepared["home"]),
+                   config_digest=digest(config.encode()) if config is not None else None)
+    return Draft(spec, node, code, config, bool(prepared.get("have_code")),
+                 script=prepared["slurm"]["script"] if spec.slurm else None)
+
+
+def _first_that_can(request: stages.Request, resume: _Resume) -> Draft:
+    """All nodes are asked at once. Raises Refused with what each of them said."""
+    found, trees = targets.candidates(request.start), _Trees()
+    trees.take(stages.plan(request, found[0].node))  # it may take longer than nodes are given to answer
+    questions = {target.node.name: lambda target=target: _draft_on(target, request, resume, trees, now=True)
+                 for target in found}
+    answers = reconcile.ask_all(questions, ANY_S)
+    passed: list[str] = []
+    for target in found:
+        answer = answers[target.node.name]
+        if isinstance(answer, Draft):
+            return replace(answer, notes=tuple(passed))
+        passed.append(f"{target.node.name} cannot take it now: {answer.what}")
+    raise Refused("no node can take this job now", hint="\n  ".join(passed))
 
 
 def send(index: Index, ready: Draft) -> Submitted:
@@ -104,9 +138,9 @@ def send(index: Index, ready: Draft) -> Submitted:
     except (ClusterError, LaunchError):  # the node said no: nothing was started, nothing is to be found later
         index.drop_intent(spec.token)
         raise
-    index.started(_as_job(spec, ready.node, answer))
+    index.started(as_job(spec, ready.node, answer))
     return Submitted(answer["id"], ready.node.name, answer["run_dir"], answer.get("pid"),
-                     answer.get("attempt", 0))
+                     answer.get("attempt", 0), answer.get("slurm_id"))
 
 
 def _ask_twice(ready: Draft) -> dict[str, Any]:
@@ -123,12 +157,23 @@ def _ask(ready: Draft) -> dict[str, Any]:
         return backend.submit(ready.spec, ready.config, secret_values(ready.spec), payload)
 
 
-def _snapshot(plan: stages.Plan) -> Snapshot | None:
-    if plan.tree is None:
-        return None
-    from launcher import snapshot  # loads what packing takes; a job with --cwd does without
+class _Trees:
+    """Looks at each tree once, also when several nodes are asked at the same time."""
 
-    return snapshot.take(plan.tree, plan.only)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: dict[tuple[Path, tuple[str, ...] | None], Snapshot] = {}
+
+    def take(self, plan: stages.Plan) -> Snapshot | None:
+        if plan.tree is None:
+            return None
+        from launcher import snapshot  # loads what packing takes; a job with --cwd does without
+
+        with self._lock:
+            key = (plan.tree, plan.only)
+            if key not in self._taken:
+                self._taken[key] = snapshot.take(plan.tree, plan.only)
+            return self._taken[key]
 
 
 def packed(code: Snapshot | None) -> BinaryIO:
@@ -166,22 +211,62 @@ def check_name(index: Index, name: str | None, start: Path) -> None:
 def _check_prepared(spec: JobSpec, prepared: dict[str, Any], node: Node) -> None:
     if problem := prepared.get("env_problem"):
         raise Unusable(problem["what"], node.name, problem["hint"])
-    free = [gpu for gpu in prepared.get("gpus", ())
-            if spec.gpu_choice is None or gpu["index"] in spec.gpu_choice]
-    if spec.gpus > len(free):
+    if spec.slurm:
+        return  # SLURM itself was asked about everything else
+    there = _allowed(spec, prepared)
+    if spec.gpus > len(there):
         asked = f"{spec.gpus} GPU{'' if spec.gpus == 1 else 's'}"
-        raise Wrong(f"the job asks for {asked}, the node has {len(free) or 'none'}", node.name,
-                    f"--gpus {len(free)}" + ("" if free else ": on the CPU"))
+        raise Wrong(f"the job asks for {asked}, the node has {len(there) or 'none'}", node.name,
+                    f"--gpus {len(there)}" + ("" if there else ": on the CPU"))
+
+
+def _check_peers(spec: JobSpec, target: targets.Target) -> None:
+    """The other machines of a job on several: each must be able to take its part."""
+    questions = {node.name: lambda node=node: reconcile.backend_of(node).prepare(python=spec.python)
+                 for node in target.peers}
+    answers = reconcile.ask_all(questions, PEERS_S)
+    for node in target.peers:
+        answer = answers[node.name]
+        if isinstance(answer, Exception):
+            raise answer
+        _check_prepared(replace(spec, gpu_choice=None if node.gpus == "auto" else tuple(node.gpus)), answer, node)
+
+
+def _check_now(spec: JobSpec, prepared: dict[str, Any], node: Node) -> None:
+    """Raises Refused: the job would have to wait, or to share GPUs with others."""
+    if spec.slurm:
+        starts = prepared["slurm"]["starts_in_s"]
+        if starts is None or starts > AT_ONCE_S:
+            when = "SLURM does not say when it would start" if starts is None else f"it would start in {_age(starts)}"
+            raise Refused(when, node.name)
+        return
+    free = [gpu for gpu in _allowed(spec, prepared)
+            if gpu["used_mb"] < FREE_MB and gpu["uuid"] not in prepared["busy"]]
+    if spec.gpus > len(free):
+        raise Refused(f"{len(free) or 'none'} of its {len(_allowed(spec, prepared))} GPUs "
+                      f"{'is' if len(free) < 2 else 'are'} free, {spec.gpus} asked for", node.name)
+
+
+def _allowed(spec: JobSpec, prepared: dict[str, Any]) -> list[dict[str, Any]]:
+    """The GPUs of a node that its entry in cluster.yaml allows."""
+    return [gpu for gpu in prepared.get("gpus", ()) if spec.gpu_choice is None or gpu["index"] in spec.gpu_choice]
+
+
+def _age(seconds: float) -> str:
+    from launcher.views import age
+
+    return age(seconds)
 
 
 @dataclass(frozen=True)
 class _Resume:
     value: str  # auto, never, or a path on the node
     from_here: str | None = None  # the same path when it is one of this computer, which the node must see too
+    job: Job | None = None  # whose newest checkpoint is meant; then `value` is its name
 
 
-def _resume_path(index: Index, request: stages.Request) -> _Resume:
-    """What --resume means. Raises Wrong."""
+def _resume_of(index: Index, request: stages.Request) -> _Resume:
+    """What --resume means, before a node is known. Raises Wrong."""
     word = request.resume
     if word in ("auto", "never") or word.startswith(("/", "~")):
         return _Resume(word)
@@ -191,9 +276,16 @@ def _resume_path(index: Index, request: stages.Request) -> _Resume:
     if "/" in word:
         raise Wrong(f"--resume {word}: there is no such path here",
                     hint=f"give the absolute path on {request.node}, or the id of a job")
-    job = jobs.find(index, word)
-    if job.node != request.node:
-        raise Wrong(f"--resume {word}: {job.id} ran on {job.node}, this job would run on {request.node}",
+    return _Resume(word, job=jobs.find(index, word))
+
+
+def _resume_on(resume: _Resume, node: Node, request: stages.Request) -> _Resume:
+    """With the path of a job's checkpoint. Raises Wrong: it is on another node; Refused: it has none."""
+    job = resume.job
+    if job is None:
+        return resume
+    if job.node != node.name:
+        raise Wrong(f"--resume {resume.value}: {job.id} ran on {job.node}, this job would run on {node.name}",
                     hint="give the absolute path of the checkpoint if both nodes see it")
     return _Resume(_newest_checkpoint(job, request))
 
@@ -215,9 +307,12 @@ def _newest_checkpoint(job: Job, request: stages.Request) -> str:
     return f"{job.run_dir}/checkpoints/{good[0]}"
 
 
-def _as_job(spec: JobSpec, node: Node, answer: dict[str, Any]) -> Job:
+def as_job(spec: JobSpec, node: Node, answer: dict[str, Any]) -> Job:
     """What is known of a job before it is asked about for the first time."""
     view = {"id": answer["id"], "name": spec.name, "stage": spec.stage, "node": node.name,
-            "token": spec.token, "run_dir": answer["run_dir"], "state": "PENDING", "detail": "starting",
-            "attempt": answer.get("attempt", 0), "submitted_at": spec.submitted_at, "backend": "host"}
+            "token": spec.token, "run_dir": answer["run_dir"], "state": "PENDING",
+            "detail": "submitted" if spec.slurm else "starting",
+            "attempt": answer.get("attempt", 0), "submitted_at": spec.submitted_at,
+            "backend": "slurm" if spec.slurm else "host",
+            "group": asdict(spec.group) if spec.group else None, "after": [one.run_dir for one in spec.after]}
     return jobs.from_view(view, node.name, time.time())

@@ -1,5 +1,5 @@
-"""What a backend can do with jobs. One per kind of place: `host` (this computer and ssh nodes); schedulers
-come beside it.
+"""What a backend can do with jobs. One serves every kind of place: `host`, which asks the agent of this computer, of
+an ssh node, or of the login node of a SLURM cluster.
 """
 from __future__ import annotations
 
@@ -21,19 +21,30 @@ class Backend(Protocol):
     node: Node
 
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
-                python: PythonEnv | None = None, cwd: str | None = None) -> Answer:
-        """Whether the node could take a job, and what it sees. Nothing is started."""
+                python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
+                busy: bool = False) -> Answer:
+        """Whether the node could take a job, and what it sees. Nothing is started.
+
+        `slurm`: a job that SLURM is to judge; raises what it refuses. `busy`: also which GPUs jobs have.
+        """
+
+    def machines(self) -> list[dict[str, Any]]:
+        """The nodes of a SLURM cluster, once per partition; see cluster/node/machines.py."""
 
     def render(self, spec: JobSpec) -> list[list[str]]:
         """The command lines that a submit would run on the node. Pure."""
 
     def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
                code: Payload = b"") -> Answer:
-        """Start a job -> {id, run_dir, pid, attempt}. `code` is the packed snapshot when the node does not
-        have it.
+        """Start a job -> {id, run_dir, pid, attempt, slurm_id}. `code` is the packed snapshot when the node does
+        not have it.
 
         The same spec again (the same token) is the same job.
         """
+
+    def submit_array(self, specs: Sequence[JobSpec], configs: Sequence[str | None],
+                     secrets: Mapping[str, str], parallel: int = 0, code: Payload = b"") -> list[Answer]:
+        """`submit` for jobs with the same code, as one array of SLURM's; `parallel` run at a time, 0: all."""
 
     def find(self, token: str) -> Answer:
         """-> {run_dir, id} of the job that a submit with this token became; both None when it became none."""
@@ -50,6 +61,19 @@ class Backend(Protocol):
 
     def kill(self, run_dir: str, by: str, grace_s: float | None = None, now: bool = False) -> Answer:
         """Stop a job; returns when nothing of it is left, or with the survivors."""
+
+    def kill_all(self, run_dirs: Sequence[str], by: str, grace_s: float | None = None,
+                 now: bool = False) -> list[Answer]:
+        """`kill` for many jobs in one question: all are asked before the first is waited for."""
+
+    def reach(self, peer: Sequence[str]) -> str | None:
+        """Why the agent of another node cannot be asked from this one by `peer`; None: it can."""
+
+    def fetch(self, run_dir: str, what: str) -> Iterator[Frame]:
+        """What a job has to give (`checkpoints.best`, `artifacts.NAME`), verified: cluster/node/handover.py."""
+
+    def place(self, frames: Payload) -> str:
+        """Put what `fetch` gave (each frame: its header as a line, its body) on this node -> its path there."""
 
     def restart(self, run_dir: str, by: str, grace_s: float | None = None, spec: JobSpec | None = None,
                 config: str | None = None, secrets: Mapping[str, str] | None = None,

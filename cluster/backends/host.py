@@ -19,10 +19,15 @@ class HostBackend:
         self._shell = shell or shell_for(node)
 
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
-                python: PythonEnv | None = None, cwd: str | None = None) -> Answer:
+                python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
+                busy: bool = False) -> Answer:
         return self._shell.ask({
             "op": "prepare", "workdir": self.node.workdir, "code_digest": code_digest, "stat": list(stat),
-            "cwd": cwd, "need_python": asdict(python or self.node.python)})
+            "cwd": cwd, "need_python": asdict(python or self.node.python),
+            "slurm_spec": asdict(slurm) if slurm else None, "busy": busy})
+
+    def machines(self) -> list[dict[str, Any]]:
+        return self._shell.ask({"op": "machines"})["machines"]
 
     def render(self, spec: JobSpec) -> list[list[str]]:
         from cluster.node import torchrun
@@ -37,6 +42,12 @@ class HostBackend:
                code: Payload = b"") -> Answer:
         return self._shell.ask({"op": "submit", "workdir": self.node.workdir, "spec": asdict(spec),
                                 "config": config, "secrets": dict(secrets)}, code)
+
+    def submit_array(self, specs: Sequence[JobSpec], configs: Sequence[str | None],
+                     secrets: Mapping[str, str], parallel: int = 0, code: Payload = b"") -> list[Answer]:
+        return self._shell.ask({
+            "op": "submit_array", "workdir": self.node.workdir, "specs": [asdict(spec) for spec in specs],
+            "configs": list(configs), "secrets": dict(secrets), "parallel": parallel}, code)["jobs"]
 
     def find(self, token: str) -> Answer:
         return self._shell.ask({"op": "find", "workdir": self.node.workdir, "token": token})
@@ -54,6 +65,20 @@ class HostBackend:
 
     def kill(self, run_dir: str, by: str, grace_s: float | None = None, now: bool = False) -> Answer:
         return self._shell.ask({"op": "kill", "run_dir": run_dir, "by": by, "grace_s": grace_s, "now": now})
+
+    def kill_all(self, run_dirs: Sequence[str], by: str, grace_s: float | None = None,
+                 now: bool = False) -> list[Answer]:
+        return self._shell.ask({"op": "kill_all", "run_dirs": list(run_dirs), "by": by, "grace_s": grace_s,
+                                "now": now})["jobs"]
+
+    def reach(self, peer: Sequence[str]) -> str | None:
+        return self._shell.ask({"op": "reach", "peer": list(peer)})["problem"]
+
+    def fetch(self, run_dir: str, what: str) -> Iterator[Frame]:
+        return self._shell.stream({"op": "fetch", "run_dir": run_dir, "what": what})
+
+    def place(self, frames: Payload) -> str:
+        return self._shell.ask({"op": "place", "workdir": self.node.workdir}, frames)["path"]
 
     def restart(self, run_dir: str, by: str, grace_s: float | None = None, spec: JobSpec | None = None,
                 config: str | None = None, secrets: Mapping[str, str] | None = None,

@@ -3,6 +3,7 @@ directories.
 """
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import pwd
@@ -19,9 +20,13 @@ FREE_INODES = 10_000
 # op -> module and function; loaded when asked, because every question pays for every import
 _OPS = {
     "prepare": ("cluster.node.agent", "prepare"),
+    "machines": ("cluster.node.machines", "answer"),
     "submit": ("cluster.node.submit", "submit"), "find": ("cluster.node.submit", "find"),
+    "submit_array": ("cluster.node.submit", "submit_array"),
     "status": ("cluster.node.view", "status"), "show": ("cluster.node.view", "show"),
     "metrics": ("cluster.node.view", "metrics"),
+    "kill_all": ("cluster.node.kill", "kill_all"),
+    "reach": ("cluster.node.peer", "reach"), "place": ("cluster.node.handover", "place"),
     "kill": ("cluster.node.kill", "kill"), "restart": ("cluster.node.restart", "restart"),
 }
 
@@ -59,7 +64,8 @@ def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "have_code": bool(digest) and (workdir / ".launch" / "code" / str(digest)).is_dir(),
         "free_bytes": room.f_bavail * room.f_frsize, "free_inodes": room.f_favail,
         "stats": {path: _stat(path) for path in request.get("stat", ())},
-        "gpus": _gpus(),
+        "gpus": _gpus(), "busy": _busy(workdir) if request.get("busy") else [],
+        "slurm": _forecast(workdir, request),
         "env_problem": _cwd_problem(request.get("cwd")) or _env_problem(request.get("need_python") or {}),
     }
 
@@ -114,6 +120,22 @@ def _gpus() -> list[dict[str, Any]]:
         return []
     return [{"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name, "memory_mb": gpu.memory_mb,
              "used_mb": gpu.used_mb} for gpu in gpus.list_gpus()]
+
+
+def _busy(workdir: Path) -> list[str]:
+    """UUIDs of the GPUs that jobs of this workdir have."""
+    from cluster.node import view
+    jobs = view.status({"workdir": str(workdir), "active_only": True}, None)["jobs"]
+    return [gpu for job in jobs for gpu in job["gpus"]]
+
+
+def _forecast(workdir: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+    """What SLURM says to a job (`slurm_spec`) that it would be given. Raises ClusterError: it refuses."""
+    if not request.get("slurm_spec"):
+        return None
+    from cluster.node import sbatch, submit
+    found = sbatch.forecast(submit.read_spec(request["slurm_spec"]), workdir, submit.agent_of(request))
+    return dataclasses.asdict(found)
 
 
 def _cwd_problem(cwd: str | None) -> dict[str, Any] | None:

@@ -9,12 +9,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from cluster.contract import AttemptDir, RunDir, write_atomically
-from cluster.errors import NodeFailure, Unusable
+from cluster.errors import NodeFailure, Unreachable, Unusable
 from cluster.events import AttemptEnded
 from cluster.journal import read_journal
 from cluster.node import environment, process, worktree
@@ -32,26 +32,71 @@ _NAMES = 100  # ids tried when one is taken
 # --- questions ----------------------------------------------------------------------------------------------
 
 def submit(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
-    """Make the run directory, start its supervisor and wait until that lives -> {id, run_dir, pid, attempt}.
+    """Make the run directory, start its supervisor and wait until that lives; or hand the job to SLURM.
+
+    -> {id, run_dir, pid, attempt, slurm_id}
     """
-    spec = read_spec(request["spec"])
+    one = request | {"specs": [request["spec"]], "configs": [request.get("config")]}
+    return submit_array(one, payload)["jobs"][0]
+
+
+def submit_array(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
+    """Jobs with the same code, all of them or none -> {jobs}. Several are an array of SLURM's, of which `parallel`
+    run at a time (0: all).
+    """
+    specs = [read_spec(spec) for spec in request["specs"]]
     workdir = checked_workdir(request["workdir"])
-    with _token(workdir, spec.token) as intent:
-        if run := _earlier(workdir, intent, spec.token):
-            return _job(run)
-        snapshot = unpack_code(workdir, spec.code.digest, payload, request.get("payload_size", 0))
-        run = _take_name(workdir, spec)
+    with ExitStack() as locks:
+        intents = [locks.enter_context(_token(workdir, spec.token)) for spec in specs]
+        earlier = [_earlier(workdir, intent) for intent in intents]
+        if all(earlier):
+            return {"jobs": [_job(run) for run in earlier if run]}
+        snapshot = unpack_code(workdir, specs[0].code.digest, payload, request.get("payload_size", 0))
+        made: list[RunDir] = []
         try:
-            _write(intent, run.path.name)
-            _fill(run, dataclasses.replace(spec, id=run.path.name), request.get("config"), snapshot)
+            for number, (spec, intent) in enumerate(zip(specs, intents)):
+                made.append(_take_name(workdir, spec))
+                _write(intent, made[-1].path.name)
+                specs[number] = dataclasses.replace(spec, id=made[-1].path.name)
+                _fill(made[-1], specs[number], request["configs"][number], snapshot)
             if request.get("secrets"):
                 environment.write_secrets(workdir, request["secrets"])
+            _begin(made, specs, request, [intent.fileno() for intent in intents])
+        except BaseException as error:
+            if not _undecided(specs[0], error):
+                _undo(made, intents)
+            raise
+    return {"jobs": [_job(run) for run in made]}
+
+
+def _begin(runs: list[RunDir], specs: list[JobSpec], request: dict[str, Any], held: list[int]) -> None:
+    if specs[0].slurm is None:
+        _begin_here(runs, request)
+        return
+    from cluster.node import sbatch
+    sbatch.queue_array(runs, specs, agent_of(request), request.get("parallel", 0), held)
+
+
+def _begin_here(runs: list[RunDir], request: dict[str, Any]) -> None:
+    """One supervisor each; when one cannot be started, those before it are ended again."""
+    for number, run in enumerate(runs):
+        try:
             start_supervisor(run, "submit", agent_of(request), 0)
         except BaseException:
-            shutil.rmtree(run.path, ignore_errors=True)
-            _write(intent, "")
+            from cluster.node.kill import kill_all
+            kill_all({"run_dirs": [str(one.path) for one in runs[:number]], "by": "launch", "now": True}, None)
             raise
-    return _job(run)
+
+
+def _undecided(spec: JobSpec, error: BaseException) -> bool:
+    """Whether SLURM may have the job all the same: no answer came from it, or nobody waited for one."""
+    return spec.slurm is not None and (isinstance(error, Unreachable) or not isinstance(error, Exception))
+
+
+def _undo(made: list[RunDir], intents: list[IO[str]]) -> None:
+    for run, intent in zip(made, intents):
+        shutil.rmtree(run.path, ignore_errors=True)
+        _write(intent, "")
 
 
 def find(request: dict[str, Any], _payload: object) -> dict[str, Any]:
@@ -60,7 +105,7 @@ def find(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     if not _intent_path(workdir, request["token"]).exists():
         return {"run_dir": None, "id": None}
     with _token(workdir, request["token"]) as intent:
-        run = _earlier(workdir, intent, request["token"])
+        run = _earlier(workdir, intent)
     return {"run_dir": str(run.path), "id": run.path.name} if run else {"run_dir": None, "id": None}
 
 
@@ -76,8 +121,16 @@ def read_spec(given: dict[str, Any] | str) -> JobSpec:
 def _job(run: RunDir) -> dict[str, Any]:
     attempts = run.attempts()
     beat = (process.read_heartbeat(attempts[-1]) if attempts else None) or {}
+    ids = _slurm_ids(run)
     return {"id": run.path.name, "run_dir": str(run.path), "pid": beat.get("pid"),
-            "attempt": attempts[-1].number if attempts else 0}
+            "attempt": attempts[-1].number if attempts else 0, "slurm_id": ids[-1] if ids else None}
+
+
+def _slurm_ids(run: RunDir) -> list[str]:
+    if not run.slurm.exists():
+        return []
+    from cluster.node import sbatch
+    return sbatch.ids_of(run)
 
 
 # --- one token, one job -------------------------------------------------------------------------------------
@@ -109,18 +162,27 @@ def _token(workdir: Path, token: str) -> Iterator[IO[str]]:
             return
 
 
-def _earlier(workdir: Path, intent: IO[str], token: str) -> RunDir | None:
-    """The job of an earlier submit with this token. What one left that was cut off before its supervisor
-    lived goes.
+def _earlier(workdir: Path, intent: IO[str]) -> RunDir | None:
+    """The job of an earlier submit with this token. What one left that was cut off before its supervisor lived, or
+    before SLURM had it, goes.
     """
     name = intent.read().strip()
     if not name:
         return None
     run = RunDir(workdir / "runs" / name)
-    if run.attempts() and run.spec.exists():
+    if run.spec.exists() and (run.attempts() or _in_queue(run)):
         return run
     shutil.rmtree(run.path, ignore_errors=True)
     return None
+
+
+def _in_queue(run: RunDir) -> bool:
+    """Raises Unreachable: SLURM cannot be asked now, so nothing of the job is touched."""
+    spec = JobSpec.from_json(run.spec.read_bytes())
+    if spec.slurm is None:
+        return False
+    from cluster.node import sbatch
+    return sbatch.adopt(run, spec)
 
 
 def _write(intent: IO[str], name: str) -> None:

@@ -95,7 +95,7 @@ def test_a_cluster_file_names_nodes(project: Path) -> None:
     assert node.ssh_client == "openssh"
     assert node.ssh_config == str(project / "configs" / "my_ssh")
     assert node_named("local", project).workdir == "/mine"
-    assert set(load_nodes(project)) == {"local", "gpu05"}
+    assert list(load_nodes(project)) == ["local", "gpu05", "lab"]
     with pytest.raises(Wrong) as error:
         node_named("gpu5", project)
     assert "nearest: gpu05" in str(error.value)
