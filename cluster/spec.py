@@ -87,6 +87,7 @@ class Group:
     kind: Literal["sweep", "pipeline"]
     member: str  # the number of a sweep's point, the label of a pipeline's stage
     size: int
+    position: int = 0  # of `size`, in its order
     parallel: int = 0  # so many points at a time; 0: all
     point: dict[str, str] = field(default_factory=dict)  # dotted key -> value, as it was typed
 

@@ -2,7 +2,7 @@
 
     from launcher import api
     from launcher.stages import Request
-    job = api.submit(Request(Path.cwd(), stage="phase3", config="demo"))
+    [job] = api.submit(Request(Path.cwd(), stage="phase3", config="demo"))
     [ended] = api.wait([job.id])
 
 A job is named by its id, a unique beginning of it, its name, or `@last`. Everything raises LaunchError,
@@ -22,14 +22,17 @@ from launcher.reconcile import ASK_S, rescan, settle_leftovers
 from launcher.status import Statuses, status as _status
 
 if TYPE_CHECKING:
+    from launcher.again import Again
     from launcher.control import Killed
+    from launcher.groups import GroupDraft
     from launcher.logs import LogReader, Which
     from launcher.restart import Restarted, RestartPlan
     from launcher.stages import Request
     from launcher.submit import Draft, Submitted
 
-__all__ = ["Details", "JobStatus", "Statuses", "command_lines", "draft", "kill", "known", "logs",
-           "plan_restart", "remember", "restart", "send", "show", "status", "submit", "wait"]
+__all__ = ["Details", "JobStatus", "Statuses", "advance", "command_lines", "draft", "kill", "known", "logs",
+           "pending", "plan_restart", "remember", "restart", "send", "send_group", "show", "status", "submit", "wait",
+           "with_token"]
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,19 @@ class Details:
     checkpoints: list[dict[str, Any]]
     skipped_lines: int  # of the journals, that could not be read
     code: dict[str, Any]  # git_sha, dirty, untracked, patch: of the snapshot, or of the directory of --cwd
+    inputs: list[dict[str, Any]]  # what it took over from other jobs: reference, path, fingerprint, job, step
 
 
-def draft(request: Request) -> Draft:
-    """Resolve and check a submit, asking its node, without starting anything (`--dry-run`)."""
-    from launcher import submit as submitting
+def draft(request: Request, carry: bool = False) -> Draft | GroupDraft:
+    """Resolve and check a submit, asking its nodes, without starting anything (`--dry-run`).
+
+    A sweep or a pipeline is a GroupDraft. `carry`: this client will see to what no machine can wait for (`follow`).
+    """
+    from launcher import groups
 
     with open_index() as index:
         settle_leftovers(index, request.start)
-        return submitting.draft(index, request)
+        return groups.draft_any(index, request, carry)
 
 
 def command_lines(ready: Draft) -> list[list[str]]:
@@ -70,9 +77,42 @@ def send(ready: Draft) -> Submitted:
         return submitting.send(index, ready)
 
 
-def submit(request: Request) -> Submitted:
-    """Start a stage or a command as a job."""
-    return send(draft(request))
+def send_group(ready: GroupDraft) -> list[Submitted]:
+    """Start a sweep or a pipeline: all of it or none. -> those that are submitted now, in the order of the group."""
+    from launcher import groups, held
+
+    with open_index() as index:
+        return groups.send_sweep(index, ready) if ready.kind == "sweep" else held.send(index, ready)
+
+
+def submit(request: Request) -> list[Submitted]:
+    """Start a stage or a command; a sweep or a pipeline is several jobs."""
+    ready = draft(request)
+    return [send(ready)] if hasattr(ready, "spec") else send_group(ready)
+
+
+def advance() -> list[str]:
+    """Go on with what an earlier command began and this computer still has to submit -> words about it."""
+    with open_index() as index:
+        if not index.held():
+            return []
+        from launcher import held
+
+        result = held.advance(index)
+        return [f"{one.id} is submitted to {one.node} now" for one in result.submitted] + result.notes
+
+
+def pending(group: str) -> list[str]:
+    """Tokens of the jobs of a group that are not submitted yet."""
+    with open_index() as index:
+        return [row.token for row in index.held() if row.group == group]
+
+
+def with_token(token: str) -> JobStatus | None:
+    """A job by what it is for certain, once it is submitted."""
+    with open_index() as index:
+        job = index.with_key(token)
+        return status_of(job) if job else None
 
 
 def status(jobs: Sequence[str] = (), *, all_jobs: bool = False, ask_all_nodes: bool = False,
@@ -113,18 +153,18 @@ def kill(jobs: Sequence[str], *, grace_s: float | None = None, now: bool = False
 
 
 def plan_restart(job: str, *, sets: Sequence[str] = (), fresh_code: bool = False,
-                 start: Path | None = None) -> RestartPlan:
-    """What a restart with these changes would be, without doing it."""
-    from launcher import restart as restarting
+                 start: Path | None = None) -> Again:
+    """What a restart with these changes would be, without doing it: of a job with what follows from it, or a group."""
+    from launcher import again
 
     start = start or Path.cwd()
     with open_index() as index:
         settle_leftovers(index, start)
-        return restarting.plan_restart(index, job, sets, fresh_code, start)
+        return again.plan(index, job, sets, fresh_code, start)
 
 
 def restart(plan: RestartPlan, *, grace_s: float | None = None) -> Restarted:
-    """Carry out a planned restart; returns when the next attempt has begun. `grace_s`: to save what runs."""
+    """Carry out one planned restart; returns when the next attempt has begun. `grace_s`: to save what runs."""
     from launcher import restart as restarting
 
     with open_index() as index:
@@ -153,7 +193,8 @@ def show(job: str, *, start: Path | None = None) -> Details:
         now = control.heard(index, found, shown["view"])
     recorded = (shown["spec"] or {}).get("code") or {}
     return Details(now, shown["spec"], shown["config"], shown["attempts"], shown["events"],
-                   shown["checkpoints"], shown["skipped_lines"], {**recorded, **(shown.get("code") or {})})
+                   shown["checkpoints"], shown["skipped_lines"], {**recorded, **(shown.get("code") or {})},
+                   shown.get("inputs") or [])
 
 
 def remember(job: str, view: dict[str, Any]) -> JobStatus:

@@ -62,7 +62,17 @@ def _run(argv: list[str]) -> int:
         raise Wrong(f"no such verb: {verb!r}",
                     hint=(f"nearest: {close}; " if close else "") + f"verbs: {', '.join(VERBS)}")
     command = importlib.import_module(f"launcher.commands.{verb}")
+    if verb != "kill" and "--help" not in argv:
+        _go_on()
     return command.run(argv[1:])
+
+
+def _go_on() -> None:
+    """What an earlier command left to be submitted goes now, if it can."""
+    from launcher import api
+
+    for note in api.advance():
+        print(note, file=sys.stderr)
 
 
 def _help() -> str:

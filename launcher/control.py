@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, error_of
 from cluster.inventory import Node
 from launcher import reconcile
 from launcher.errors import LaunchError
 from launcher.index import Index, Job
-from launcher.jobs import JobStatus, find, from_view, status_of
+from launcher.jobs import JobStatus, find_all, from_view, status_of
 from launcher.logs import LogReader, Which
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Killed:
     gpu_mb: int = 0  # freed
     checkpoint_step: int | None = None
     survivors: tuple[tuple[int, str], ...] = ()  # pid, command
+    note: str = ""  # what could not be verified
     error: LaunchError | ClusterError | None = None
 
 
@@ -60,25 +61,47 @@ def heard(index: Index, job: Job, view: dict[str, Any]) -> JobStatus:
 
 
 def kill(index: Index, words: Sequence[str], grace_s: float | None, now: bool, start: Path) -> list[Killed]:
-    """Stop jobs, all at the same time, each until its end is verified."""
-    jobs = {job.key: job for job in (find(index, word) for word in words)}
+    """Stop jobs, all at the same time, each until its end is verified. A node is asked once about all of its jobs."""
+    dropped, named = _drop_held(index, words)
+    jobs = {job.key: job for word in words if word not in named or index.in_group(word)
+            for job in find_all(index, word)}
+    by_node: dict[str, list[Job]] = {}
+    for job in jobs.values():
+        by_node.setdefault(job.node, []).append(job)
 
-    def ask(job: Job) -> dict[str, Any]:
-        return node_and_backend(job, start)[1].kill(job.run_dir, by=whoami(), grace_s=grace_s, now=now)
+    def ask(mine: list[Job]) -> list[dict[str, Any]]:
+        backend = node_and_backend(mine[0], start)[1]
+        if len(mine) == 1:
+            return [backend.kill(mine[0].run_dir, by=whoami(), grace_s=grace_s, now=now)]
+        return backend.kill_all([job.run_dir for job in mine], by=whoami(), grace_s=grace_s, now=now)
 
-    answers = reconcile.ask_all({key: lambda job=job: ask(job) for key, job in jobs.items()}, _FOREVER_S)
+    said = reconcile.ask_all({name: lambda mine=mine: ask(mine) for name, mine in by_node.items()}, _FOREVER_S)
+    answers = {job.key: said[name] if isinstance(said[name], Exception) else said[name][number]
+               for name, mine in by_node.items() for number, job in enumerate(mine)}
     answered = [job for key, job in jobs.items() if not isinstance(answers[key], Exception)]
     reconcile.refresh(index, answered, start)
-    return [_killed(jobs[key], answer) for key, answer in answers.items()]
+    return [*(Killed(one, "this computer", "CANCELLED", note="it had not been submitted yet") for one in dropped),
+            *(_killed(job, answers[key]) for key, job in jobs.items())]
+
+
+def _drop_held(index: Index, words: Sequence[str]) -> tuple[list[str], set[str]]:
+    """What of these is not submitted yet is not submitted at all -> ids, and the words that named them."""
+    if not index.held():
+        return [], set()
+    from launcher import held
+
+    return held.drop(index, words)
 
 
 def _killed(job: Job, answer: dict[str, Any] | LaunchError | ClusterError) -> Killed:
     if isinstance(answer, Exception):
         return Killed(job.id, job.node, error=answer)
+    if problem := answer.get("error"):
+        return Killed(job.id, job.node, error=error_of(problem, job.node))
     freed = answer["freed"]
     return Killed(job.id, job.node, answer["state"], answer["already"], answer["detail"], freed["processes"],
                   freed["gpu_mb"], answer["checkpoint_step"],
-                  tuple((one["pid"], one["cmd"]) for one in answer["survivors"]))
+                  tuple((one["pid"], one["cmd"]) for one in answer["survivors"]), answer.get("note", ""))
 
 
 def wait(index: Index, words: Sequence[str], start: Path) -> list[JobStatus]:
@@ -86,7 +109,7 @@ def wait(index: Index, words: Sequence[str], start: Path) -> list[JobStatus]:
 
     One quiet stream per job: the node speaks as soon as the job has ended, and a lost link is taken up again.
     """
-    jobs = {job.key: job for job in (find(index, word) for word in words)}
+    jobs = {job.key: job for word in words for job in find_all(index, word)}
     room = {node: threading.Semaphore(_STREAMS) for node in {job.node for job in jobs.values()}}
 
     def watch(job: Job) -> dict[str, Any]:

@@ -14,12 +14,12 @@ _FILES = 20  # of the uncommitted changes that are named
 
 def as_object(found: Details) -> dict[str, Any]:
     return {**found.status.to_json(), "spec": found.spec, "config": found.config, "code": found.code,
-            "inputs": inputs(found), "attempts": found.attempts, "checkpoints": found.checkpoints,
-            "events": found.events, "skipped_lines": found.skipped_lines}
+            "inputs": inputs(found), "taken_over": found.inputs, "attempts": found.attempts,
+            "checkpoints": found.checkpoints, "events": found.events, "skipped_lines": found.skipped_lines}
 
 
 def as_text(found: Details) -> str:
-    parts = (_code, _config, _attempts, _checkpoints, _events)
+    parts = (_code, _inputs, _config, _attempts, _checkpoints, _events)
     return "\n\n".join([_head(found), *(text for part in parts for text in part(found))])
 
 
@@ -102,6 +102,17 @@ def _change(name: str, added: int, removed: int) -> str:
 def _config(found: Details) -> Iterator[str]:
     if found.config:
         yield _block("config.yaml", found.config.rstrip().splitlines())
+
+
+def _inputs(found: Details) -> Iterator[str]:
+    """What other jobs gave, with the fingerprint of its content."""
+    if found.inputs:
+        yield _block("inputs", [_input(one) for one in found.inputs])
+
+
+def _input(one: dict[str, Any]) -> str:
+    step = "" if one["step"] is None else f"step {one['step']}, "
+    return f"{one['reference']}  {one['path']}  ({step}sha256 {one['fingerprint'][:16]}, of {one['job']})"
 
 
 def _attempts(found: Details) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
     jobs     one row per job: where it is, whether it is known to have ended, the last answer and its time
     intents  submits whose outcome is not known yet: written before the node is asked, removed with its answer
+    held     jobs of a group that are not submitted yet: the next command goes on with what a client began
 
 One SQLite file; deleting it loses nothing that `launch status --rescan` does not bring back. A rollback
 journal, never WAL: homes are on NFS.
@@ -15,19 +16,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.inventory import client_state_dir
 from launcher.errors import Failed
 
-_VERSION = 1
+_VERSION = 2
 _BUSY_S = 10.0
 _SCHEMA = """
 CREATE TABLE jobs(
   key TEXT PRIMARY KEY, id TEXT NOT NULL, name TEXT, node TEXT NOT NULL, run_dir TEXT NOT NULL,
-  ended INTEGER NOT NULL, submitted_at REAL NOT NULL, asked_at REAL NOT NULL, view TEXT NOT NULL);
+  ended INTEGER NOT NULL, submitted_at REAL NOT NULL, asked_at REAL NOT NULL, view TEXT NOT NULL,
+  grouped TEXT);
+CREATE INDEX jobs_by_group ON jobs(grouped, submitted_at) WHERE grouped IS NOT NULL;
 CREATE INDEX jobs_by_id ON jobs(id);
 CREATE INDEX jobs_by_name ON jobs(name, submitted_at) WHERE name IS NOT NULL;
 CREATE INDEX jobs_by_time ON jobs(submitted_at);
@@ -35,8 +38,11 @@ CREATE INDEX jobs_active ON jobs(submitted_at) WHERE ended = 0;
 CREATE TABLE intents(
   token TEXT PRIMARY KEY, id TEXT NOT NULL, name TEXT, node TEXT NOT NULL, workdir TEXT NOT NULL,
   pid INTEGER NOT NULL, created_at REAL NOT NULL);
+CREATE TABLE held(
+  token TEXT PRIMARY KEY, position INTEGER NOT NULL, grouped TEXT NOT NULL, node TEXT NOT NULL, start TEXT NOT NULL,
+  spec TEXT NOT NULL, config TEXT, code TEXT, needs TEXT NOT NULL, pid INTEGER NOT NULL, created_at REAL NOT NULL);
 """
-_COLUMNS = "key, id, name, node, run_dir, ended, submitted_at, asked_at, view"
+_COLUMNS = "key, id, name, node, run_dir, ended, submitted_at, asked_at, view, grouped"
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,24 @@ class Job:
     submitted_at: float  # unix seconds
     asked_at: float  # unix seconds of this computer
     view: dict[str, Any]
+    group: str | None = None  # the id of the sweep or pipeline it is one of
+
+
+@dataclass(frozen=True)
+class Held:
+    """A job that this client submits as soon as it can. `needs` and `spec` are JSON: see launcher/held.py."""
+
+    token: str
+    position: int  # in the group: those before it go first
+    group: str
+    node: str
+    start: str  # the directory of the person
+    spec: str
+    config: str | None
+    code: str | None  # the packed snapshot, a file of this computer
+    needs: str
+    pid: int  # the client that is at work on it
+    created_at: float
 
 
 @dataclass(frozen=True)
@@ -83,11 +107,12 @@ class Index:
         with self._db:
             self._insert(jobs)
 
-    def started(self, job: Job) -> None:
-        """A submit was answered: the job is known and its intent is done with, in one step."""
+    def started(self, *jobs: Job) -> None:
+        """A submit was answered: the jobs are known and their intents are done with, in one step."""
         with self._db:
-            self._insert([job])
-            self._db.execute("DELETE FROM intents WHERE token = ?", (job.key,))
+            self._insert(list(jobs))
+            for table in ("intents", "held"):
+                self._db.executemany(f"DELETE FROM {table} WHERE token = ?", [(job.key,) for job in jobs])
 
     def replace_nodes(self, nodes: list[str], jobs: list[Job]) -> None:
         """`jobs` is all there is on these nodes: they were asked for every run directory."""
@@ -97,8 +122,8 @@ class Index:
 
     def _insert(self, jobs: list[Job]) -> None:
         rows = [(job.key, job.id, job.name, job.node, job.run_dir, int(job.ended), job.submitted_at,
-                 job.asked_at, json.dumps(job.view)) for job in jobs]
-        self._db.executemany(f"INSERT OR REPLACE INTO jobs({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)", rows)
+                 job.asked_at, json.dumps(job.view), job.group) for job in jobs]
+        self._db.executemany(f"INSERT OR REPLACE INTO jobs({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
 
     def forget(self, job: Job) -> None:
         with self._db:
@@ -128,6 +153,10 @@ class Index:
         """Newest first, at most 20."""
         return self._select("WHERE name = ? ORDER BY submitted_at DESC LIMIT 20", name)
 
+    def in_group(self, group: str) -> list[Job]:
+        """The jobs of every sweep or pipeline of that name, oldest first."""
+        return self._select("WHERE grouped = ? ORDER BY submitted_at, id", group)
+
     def any_ended(self) -> bool:
         return self._db.execute("SELECT 1 FROM jobs WHERE ended = 1 LIMIT 1").fetchone() is not None
 
@@ -137,22 +166,44 @@ class Index:
         return [word for row in rows for word in row if word]
 
     def add_intent(self, intent: Intent) -> None:
+        self.add_intents([intent])
+
+    def add_intents(self, intents: list[Intent]) -> None:
         with self._db:
-            self._db.execute("INSERT INTO intents(token, id, name, node, workdir, pid, created_at) "
-                             "VALUES (?,?,?,?,?,?,?)",
-                             (intent.token, intent.id, intent.name, intent.node, intent.workdir, intent.pid,
-                              intent.created_at))
+            self._db.executemany("INSERT INTO intents(token, id, name, node, workdir, pid, created_at) "
+                                 "VALUES (?,?,?,?,?,?,?)", [astuple(intent) for intent in intents])
 
     def drop_intent(self, token: str) -> None:
+        self.drop_intents([token])
+
+    def drop_intents(self, tokens: list[str]) -> None:
         with self._db:
-            self._db.execute("DELETE FROM intents WHERE token = ?", (token,))
+            self._db.executemany("DELETE FROM intents WHERE token = ?", [(token,) for token in tokens])
 
     def intents(self) -> list[Intent]:
         return [Intent(*row) for row in
                 self._db.execute("SELECT token, id, name, node, workdir, pid, created_at FROM intents")]
 
+    def hold(self, rows: list[Held]) -> None:
+        with self._db:
+            self._db.executemany("INSERT INTO held VALUES (?,?,?,?,?,?,?,?,?,?,?)", [astuple(row) for row in rows])
+
+    def held(self) -> list[Held]:
+        return [Held(*row) for row in self._db.execute("SELECT * FROM held ORDER BY created_at, position")]
+
+    def claim(self, row: Held) -> bool:
+        """Make this process the one that is at work on it; False: another one was faster."""
+        with self._db:
+            return self._db.execute("UPDATE held SET pid = ? WHERE token = ? AND pid = ?",
+                                    (os.getpid(), row.token, row.pid)).rowcount == 1
+
+    def let_go(self, tokens: list[str]) -> None:
+        """These are not to be submitted any more."""
+        with self._db:
+            self._db.executemany("DELETE FROM held WHERE token = ?", [(token,) for token in tokens])
+
     def _select(self, where: str, *values: object) -> list[Job]:
-        return [Job(*row[:5], bool(row[5]), row[6], row[7], json.loads(row[8]))
+        return [Job(*row[:5], bool(row[5]), row[6], row[7], json.loads(row[8]), row[9])
                 for row in self._db.execute(f"SELECT {_COLUMNS} FROM jobs {where}", values)]
 
 
@@ -194,7 +245,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         except sqlite3.DatabaseError:
             db.close()
             aside = _move_aside(path)
-            print(f"launch: {path} was damaged and is now {aside.name}; "
+            print(f"launch: {path} was damaged, or of another version, and is now {aside.name}; "
                   "launch status --rescan fills the new one", file=sys.stderr)
     raise sqlite3.OperationalError("damaged, and it could not be replaced")
 

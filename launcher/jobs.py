@@ -45,7 +45,11 @@ class JobStatus:
     retry_at: float | None = None
     peak_rss_mb: float | None = None
     by_hand: bool = False  # no supervisor: started without launch
-    stale: bool = False  # its node could not be asked just now
+    stale: bool = False  # its node or scheduler could not be asked just now
+    place: str = ""  # where it runs; while it waits, where it would: gpu[01-02], lab:gpu
+    queue: dict[str, Any] | None = None  # SLURM's: {id, state, reason, words, position, of, starts_at, restarts, …}
+    unasked: str = ""  # why the scheduler could not be asked just now
+    group: dict[str, Any] | None = None  # the sweep or pipeline it is one of: cluster.spec.Group
 
     @property
     def ended(self) -> bool:
@@ -59,7 +63,8 @@ def from_view(view: dict[str, Any], node: str, asked_at: float) -> Job:
     """A node's answer as a row of the index."""
     key = view.get("token") or f"{node}:{view['run_dir']}"
     return Job(key, view["id"], view.get("name"), node, view["run_dir"], is_over(view),
-               view.get("submitted_at") or view.get("started_at") or 0.0, asked_at, view)
+               view.get("submitted_at") or view.get("started_at") or 0.0, asked_at, view,
+               (view.get("group") or {}).get("id"))
 
 
 def is_over(view: dict[str, Any]) -> bool:
@@ -75,31 +80,74 @@ def status_of(job: Job, stale: bool = False) -> JobStatus:
         stage=view.get("stage") or "", backend=view.get("backend") or "host",
         gpus=tuple(view.get("gpus") or ()), state=view.get("state") or "PENDING",
         detail=view.get("detail") or "", by_hand=bool(view.get("by_hand")),
-        last_seen_s=round(max(0.0, time.time() - job.asked_at), 1),
+        last_seen_s=round(max(0.0, time.time() - _seen_at(job)), 1),
         **{key: view.get(key) for key in _AS_ANSWERED},
-        stale=stale and not job.ended)
+        place=view.get("place") or job.node, queue=view.get("queue"), group=view.get("group"),
+        unasked=view.get("unasked") or "", stale=bool(stale or view.get("unasked")) and not job.ended)
+
+
+def _seen_at(job: Job) -> float:
+    """When there was the last sign of it. An answer without its scheduler is as old as what that said before."""
+    view = job.view
+    if not view.get("unasked"):
+        return job.asked_at
+    signs = ((view.get("queue") or {}).get("asked_at"), view.get("heard_at"), view.get("submitted_at"))
+    return min(job.asked_at, max(sign or 0.0 for sign in signs))
 
 
 def find(index: Index, word: str) -> Job:
     """The job of that id, name (of one not ended first) or unique prefix; `@last` is the newest.
 
-    Raises Wrong with the nearest id or name.
+    Raises Wrong with the nearest id or name, and for a sweep or a pipeline: which of its jobs is meant?
     """
+    found = find_all(index, word)
+    if len(found) == 1:
+        return found[0]
+    kind = (found[0].view.get("group") or {}).get("kind", "group")
+    raise Wrong(f"{word!r} is a {kind} of {len(found)} jobs",
+                hint=f"say which: {', '.join(job.name or job.id for job in found[:8])}"
+                     + (", …" if len(found) > 8 else ""))
+
+
+def find_all(index: Index, word: str) -> list[Job]:
+    """What `find` finds, or all jobs of the sweep or pipeline of that name, in their order."""
     if word == "@last":
         if job := index.last():
-            return job
+            return group_of(index, job.group) if job.group else [job]
         raise Wrong("no job is known on this computer yet",
                     hint="launch status --rescan asks every node for its jobs")
     named = index.with_name(word)
     running = [job for job in named if not job.ended]
-    for found in (index.with_id(word), running, index.with_prefix(word) if word else []):
-        if len(found) == 1:
-            return found[0]
+    beginning = index.with_prefix(word) if word else []
+    for found, whole in ((index.with_id(word), False), (group_of(index, word), True), (running, False),
+                         _begins(index, beginning, word)):
+        if found and (whole or len(found) == 1):
+            return found
         if found:
             raise Wrong(f"{word!r} is not unique", hint="it could be: " + ", ".join(map(_told, found)))
     if named:
-        return named[0]
+        return named[:1]
     raise Wrong(f"no such job: {word!r}", hint=_unknown_hint(index, word))
+
+
+def group_of(index: Index, group: str) -> list[Job]:
+    """The jobs of a sweep or pipeline in its order: of the one not ended, or the newest, when several had that name."""
+    jobs = index.in_group(group)
+    running = [job.submitted_at for job in jobs if not job.ended]
+    newest = max(running or [job.submitted_at for job in jobs], default=0.0)
+    return sorted((job for job in jobs if job.submitted_at == newest), key=_order)
+
+
+def _order(job: Job) -> tuple[int, str]:
+    return (job.view.get("group") or {}).get("position", 0), job.id
+
+
+def _begins(index: Index, jobs: list[Job], word: str) -> tuple[list[Job], bool]:
+    """Jobs whose ids begin with `word`; whether that is the beginning of one group, which then is meant as a whole."""
+    groups = {job.group for job in jobs}
+    if len(jobs) > 1 and len(groups) == 1 and (group := groups.pop()) and group.startswith(word):
+        return group_of(index, group), True
+    return jobs, False
 
 
 def _told(job: Job) -> str:

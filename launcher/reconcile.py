@@ -156,7 +156,9 @@ def _heard(result: Refreshed, name: str, answer: dict[str, Any], asked: list[Job
 
 def _settle(index: Index, result: Refreshed, name: str, found: list[tuple[Intent, dict[str, Any]]]) -> None:
     for intent, job in found:
-        if job["run_dir"]:
+        if job["unasked"]:
+            result.notes.append(f"{name}: whether {intent.id} was started is not known yet: {job['unasked']}")
+        elif job["run_dir"]:
             result.notes.append(f"{job['id']} was started on {name}; its submit was cut off")
             index.drop_intent(intent.token)
         elif time.time() - intent.created_at > _SETTLE_AFTER_S:
@@ -165,10 +167,13 @@ def _settle(index: Index, result: Refreshed, name: str, found: list[tuple[Intent
 
 def _in_progress(intent: Intent) -> bool:
     """Whether the client that began it is still at work; its index is on this computer, so its pid is too."""
-    if intent.pid == os.getpid():
-        return False
+    return intent.pid != os.getpid() and alive(intent.pid)
+
+
+def alive(pid: int) -> bool:
+    """Whether a client of this computer is still there."""
     try:
-        os.kill(intent.pid, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:

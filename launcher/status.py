@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launcher import reconcile
 from launcher.index import Index, Job
-from launcher.jobs import JobStatus, find, status_of
+from launcher.jobs import JobStatus, find_all, status_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def status(index: Index, words: Sequence[str], all_jobs: bool, start: Path,
     Only nodes with a job not known to have ended are asked; none when a rescan has `found` what there is.
     `words`: these jobs, ended or not. `all_jobs`: every job. `keep`: ids of ended jobs to show as well.
     """
-    asked = [find(index, word) for word in words] if words else index.active()
+    asked = [job for word in words for job in find_all(index, word)] if words else index.active()
     result = found or reconcile.refresh(index, [job for job in asked if not job.ended], start, timeout_s)
     if words:
         shown = [index.with_key(job.key) or job for job in asked]
@@ -37,7 +37,15 @@ def status(index: Index, words: Sequence[str], all_jobs: bool, start: Path,
     else:
         shown = _with_just_ended(index, result.ended, keep)
     return Statuses([status_of(job, job.node in result.unreachable) for job in shown], result.unreachable,
-                    result.notes, not words and not all_jobs and index.any_ended())
+                    result.notes + _held(index), not words and not all_jobs and index.any_ended())
+
+
+def _held(index: Index) -> list[str]:
+    if not index.held():
+        return []
+    from launcher import held
+
+    return held.told(index)
 
 
 def _with_just_ended(index: Index, ended: list[Job], keep: Sequence[str]) -> list[Job]:

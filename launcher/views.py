@@ -154,6 +154,13 @@ def first_line(text: str) -> str:
     return text.strip().split("\n", 1)[0]
 
 
+def point(values: dict[str, str]) -> str:
+    """`lr=1e-5 ssim=0`: a point of a sweep, by the last words of its keys where those tell them apart."""
+    last = [key.rpartition(".")[2] for key in values]
+    return " ".join(f"{key if last.count(word) > 1 else word}={value}"
+                    for (key, value), word in zip(values.items(), last))
+
+
 def _steps(job: JobStatus, now: float) -> str:
     if job.step is None:
         return ""
@@ -180,6 +187,7 @@ def _age(job: JobStatus, now: float) -> str:
 _COLUMNS: dict[str, Callable[[JobStatus, float], str]] = {
     "id": lambda job, now: job.id,
     "name": lambda job, now: cut(job.name or "", 24),
+    "point": lambda job, now: point((job.group or {}).get("point") or {}),
     "stage": lambda job, now: job.stage,
     "node": lambda job, now: cut(job.place or job.node, 24),
     "gpus": _gpus,

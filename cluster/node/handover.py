@@ -9,14 +9,15 @@ attempt. `phase1` is the `label` of one of the spec's `after`.
 """
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from cluster.contract import (
     BEST, MANIFEST, AttemptDir, BadArtifact, BadCheckpoint, RunDir, fingerprint, list_checkpoints, read_manifest,
@@ -61,14 +62,14 @@ def resolve(run: RunDir, attempt: AttemptDir, spec: JobSpec) -> list[str]:
     Raises Unusable: what is named is not there or does not verify; Unreachable and NodeFailure from the other node.
     """
     text = run.config.read_text(encoding="utf-8") if run.config.exists() else ""
-    asked = list(dict.fromkeys((match[2], match[3]) for match in _VALUE.finditer(text)))
+    asked = references(text)
     if not asked:
         return []
     inputs = run.path.parent.parent / ".launch" / "inputs"
     offers = {(label, what): _taken(_source(spec, label, what), what, inputs) for label, what in asked}
     found = [Input(f"${{{label}.{what}}}", offer.path, offer.fingerprint, offer.job, offer.step)
              for (label, what), offer in offers.items()]
-    new = _VALUE.sub(lambda match: json.dumps(offers[match[2], match[3]].path, ensure_ascii=False), text)
+    new = filled(text, {asked: offer.path for asked, offer in offers.items()})
     write_atomically(attempt.config, new.encode())
     write_atomically(attempt.inputs, json.dumps([asdict(one) for one in found], indent=1).encode())
     return [note for offer in offers.values() for note in offer.notes] + [_told(one) for one in found]
@@ -77,6 +78,12 @@ def resolve(run: RunDir, attempt: AttemptDir, spec: JobSpec) -> list[str]:
 def references(text: str) -> list[tuple[str, str]]:
     """(label, what) of every value of a config.yaml that another job is to give."""
     return list(dict.fromkeys((match[2], match[3]) for match in _VALUE.finditer(text)))
+
+
+def filled(text: str, paths: Mapping[tuple[str, str], str]) -> str:
+    """A config.yaml with the given (label, what) in their places; the others stay as they are."""
+    return _VALUE.sub(lambda match: json.dumps(paths[match[2], match[3]], ensure_ascii=False)
+                      if (match[2], match[3]) in paths else match[0], text)
 
 
 def _told(one: Input) -> str:
@@ -198,6 +205,18 @@ def frames(request: dict[str, Any]) -> Iterator[Frame]:
                 if len(block) < _BLOCK:
                     break
     yield {"end": {}}, b""
+
+
+def place(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
+    """What a client carried here: frames, each header a line, its body behind it -> {path}."""
+    inputs = Path(request["workdir"]).expanduser() / ".launch" / "inputs"
+    return {"path": receive(_carried(io.BufferedReader(payload)), inputs).path}  # type: ignore[arg-type]
+
+
+def _carried(stream: IO[bytes]) -> Iterator[Frame]:
+    while line := stream.readline():
+        header = json.loads(line)
+        yield header, stream.read(header.get("n", 0))
 
 
 def receive(arriving: Iterable[Frame], inputs: Path) -> Offer:

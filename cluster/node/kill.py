@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM, SIGUSR2
@@ -23,13 +24,7 @@ _AT_ONCE = 16  # jobs that are waited for at the same time
 
 def kill(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     """Ask the supervisor to stop the job and wait for its verified end; without one, end what it left."""
-    run = RunDir(Path(request["run_dir"]))
-    view = read_view(run)
-    refuse_foreign(run, view)
-    if view["backend"] == "slurm":
-        from cluster.node import cancel  # most nodes have no scheduler
-        return cancel.cancel(run, view, request)
-    return _finish(_ask(run, view, request), request)
+    return _finish(_begin(RunDir(Path(request["run_dir"])), request), request)
 
 
 def kill_all(request: dict[str, Any], _payload: object) -> dict[str, Any]:
@@ -39,52 +34,50 @@ def kill_all(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    def one(run_dir: str) -> dict[str, Any]:
-        try:
-            return kill(request | {"run_dir": run_dir}, None)
-        except ClusterError as error:
-            return {"error": {"exit_code": error.exit_code, "what": error.what, "hint": error.hint}}
-
-    for run_dir in reversed(request["run_dirs"]):
-        _ask_early(RunDir(Path(run_dir)), request)
+    runs = [RunDir(Path(run_dir)) for run_dir in request["run_dirs"]]
+    begun = [_or_error(_begin, run, request) for run in reversed(runs)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return {"jobs": list(pool.map(one, request["run_dirs"]))}
+        return {"jobs": list(pool.map(
+            lambda one: one if isinstance(one, dict) else _or_error(_finish, one, request), reversed(begun)))}
 
 
-def _ask_early(run: RunDir, request: dict[str, Any]) -> None:
-    """A job that cannot be asked says so when it is killed."""
+def _or_error(function: Callable[..., Any], *args: Any) -> Any:
     try:
-        view = read_view(run)
-        if view["backend"] != "slurm" and view["state"] not in ENDED_WORDS:
-            refuse_foreign(run, view)
-            control.ask(run, _stop(request))
-            ring(run)
-    except ClusterError:
-        return
-
-
-def _stop(request: dict[str, Any]) -> control.Stop:
-    return control.Stop(request["by"], "kill", request.get("grace_s"), bool(request.get("now")), time.time())
+        return function(*args)
+    except ClusterError as error:
+        return {"error": {"exit_code": error.exit_code, "what": error.what, "hint": error.hint}}
 
 
 @dataclass(frozen=True)
 class _Asked:
+    """A kill that was asked for."""
+
     run: RunDir
-    view: dict[str, Any]
+    view: dict[str, Any]  # before that
     already: bool  # it had ended, or was asked before
     before: list[process.Proc]
     used_mb: int
 
 
-def _ask(run: RunDir, view: dict[str, Any], request: dict[str, Any]) -> _Asked:
-    ended = view["state"] in ENDED_WORDS
-    before, used = _members(run, view["token"], ended), _used_mb(view)
-    already = ended or not control.ask(run, _stop(request)) and "run_dirs" not in request
+def _begin(run: RunDir, request: dict[str, Any]) -> _Asked:
+    view = read_view(run)
+    refuse_foreign(run, view)
+    if view["backend"] == "slurm":
+        return _Asked(run, view, False, [], 0)
+    already = view["state"] in ENDED_WORDS
+    before, used = _members(run, view["token"], already), _used_mb(view)
+    if not already:
+        already = not control.ask(run, control.Stop(
+            request["by"], "kill", request.get("grace_s"), bool(request.get("now")), time.time()))
+        ring(run)
     return _Asked(run, view, already, before, used)
 
 
 def _finish(asked: _Asked, request: dict[str, Any]) -> dict[str, Any]:
     run, view = asked.run, asked.view
+    if view["backend"] == "slurm":
+        from cluster.node import cancel  # most nodes have no scheduler
+        return cancel.cancel(run, view, request)
     if view["state"] not in ENDED_WORDS:
         view = _await_end(run, request.get("grace_s"))
     left = end_leftovers(run, view, 0.0 if request.get("now") else request.get("grace_s"))

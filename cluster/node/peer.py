@@ -16,6 +16,7 @@ from cluster.errors import NodeFailure, Unreachable
 
 COMMAND, MARK = "@COMMAND@", "@MARK@"  # in the script
 ASK_S = 60.0
+REACH_S = 20.0
 _SSH_FAILED = 255
 
 Frame = tuple[dict[str, Any], bytes]
@@ -34,6 +35,15 @@ def ask(peer: Sequence[str], request: dict[str, Any], timeout_s: float = ASK_S) 
     if len(parts) < 3:
         raise _failed(peer, done.returncode, done.stderr)
     return _checked(peer, json.loads(parts[1]))
+
+
+def reach(request: dict[str, Any], _payload: object) -> dict[str, Any]:
+    """Whether the agent of another node can be asked from here -> {problem}, None when it can."""
+    try:
+        ask(request["peer"], {"op": "status", "workdir": "", "jobs": []}, REACH_S)
+    except (Unreachable, NodeFailure) as error:
+        return {"problem": error.what}
+    return {"problem": None}
 
 
 def stream(peer: Sequence[str], request: dict[str, Any]) -> Iterator[Frame]:

@@ -76,12 +76,21 @@ def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "view": view,
         "spec": None if view["by_hand"] else json.loads(run.spec.read_bytes()),
         "config": _text(config) or _text(run.config),
+        "inputs": _inputs(run.attempt(view["attempt"] or 0)),
         "attempts": [past.attempt_facts(attempt) for attempt in run.attempts()],
         "events": [encode(event) for event in events],
         "skipped_lines": skipped,
         "code": worktree.recorded(run),
         "checkpoints": [past.checkpoint_facts(path) for path in list_checkpoints(run.checkpoints)],
     }
+
+
+def _inputs(attempt: AttemptDir) -> list[dict[str, Any]]:
+    """What it took over from other jobs."""
+    try:
+        return json.loads(attempt.inputs.read_bytes())
+    except (OSError, ValueError):
+        return []
 
 
 def metrics(request: dict[str, Any], _payload: object) -> dict[str, Any]:

@@ -36,6 +36,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if (value := count(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: at least 1")
+    return value
+
+
 def here() -> Path:
     """The current directory. Raises Wrong when it was deleted."""
     try:

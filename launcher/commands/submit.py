@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 
-from launcher import api, sentences
-from launcher.commands._common import UNKNOWN, count, here, parser, seconds, tell
-from launcher.errors import Wrong
+from launcher import api, group_sentences, sentences
+from launcher.commands._common import UNKNOWN, count, here, parser, positive, seconds, tell
+from launcher.errors import Interrupted, Wrong
+from launcher.groups import GroupDraft, Member
 from launcher.logs import Which
 from launcher.stages import Request
 
+_CARRY_S = 2.0  # from one look at what a job that is not submitted yet waits for to the next
 _USAGE = "launch submit STAGE [options]\n       launch submit [options] -- CMD ARG..."
 
 
@@ -17,7 +20,11 @@ def run(argv: Sequence[str]) -> int:
     options, command = _split(argv)
     args, words = _parser().parse_known_args(options)
     _refuse_loose(args.stage, words)
-    ready = api.draft(_request(args, command))
+    ready = api.draft(_request(args, command), carry=args.follow)
+    for note in ready.notes:
+        tell(note)
+    if isinstance(ready, GroupDraft):
+        return _group(ready, args)
     if args.dry_run:
         print(sentences.draft(ready, api.command_lines(ready)))
         return 0
@@ -26,6 +33,35 @@ def run(argv: Sequence[str]) -> int:
     if not args.follow:
         print(job.id)
         return 0
+    return _follow(job.id)
+
+
+def _group(ready: GroupDraft, args) -> int:
+    if args.dry_run:
+        print(group_sentences.draft(ready, [api.command_lines(member.draft) for member in ready.members]))
+        return 0
+    jobs = api.send_group(ready)
+    tell(group_sentences.submitted(ready, jobs, following=args.follow))
+    if not args.follow:
+        print(ready.id)
+        return 0
+    return max([_follow_member(ready, member) for member in ready.members])
+
+
+def _follow_member(ready: GroupDraft, member: Member) -> int:
+    """The log of one job, once it is submitted -> its fate as an exit code."""
+    try:
+        while (job := api.with_token(member.spec.token)) is None:
+            for note in api.advance():
+                tell(note)
+            if member.spec.token not in api.pending(ready.id) and api.with_token(member.spec.token) is None:
+                return 1
+            time.sleep(_CARRY_S)
+    except KeyboardInterrupt:
+        raise Interrupted(f"\n{member.spec.id} is not submitted yet; any launch command goes on with it",
+                          hint=f"look: launch status\n  give it up: launch kill {ready.id}") from None
+    if ready.kind != "job":
+        tell(f"--- {job.name} ---")
     return _follow(job.id)
 
 
@@ -57,7 +93,8 @@ def _refuse_loose(stage: str | None, words: Sequence[str]) -> None:
 
 def _request(args, command: tuple[str, ...]) -> Request:
     return Request(
-        start=here(), stage=args.stage, argv=command, node=args.node, gpus=args.gpus, config=args.config,
+        start=here(), stage=args.stage, argv=command, node=args.node, nodes=args.nodes, gpus=args.gpus,
+        config=args.config, after=tuple(args.after), sweeps=tuple(args.sweep), parallel=args.parallel,
         sets=tuple(args.set), name=args.name, resume=args.resume, max_restarts=args.max_restarts,
         time_s=seconds("--time", args.time), grace_s=seconds("--grace", args.grace), cwd=args.cwd)
 
@@ -67,12 +104,21 @@ def _parser():
                _USAGE)
     p.add_argument("stage", nargs="?", metavar="STAGE", help="a file of configs/stages, as in phase3")
     p.add_argument("--node", default="local", metavar="N",
-                   help="where: a node of cluster.yaml; default: local, this computer")
+                   help="where: a node of cluster.yaml; a SLURM cluster of it (lab), a partition (lab:gpu) or a "
+                        "machine of one (gpu05); N1,N2: these as one torchrun world; any: the first that can take "
+                        "it now; default: local, this computer")
+    p.add_argument("--nodes", type=positive, metavar="N",
+                   help="machines of a SLURM cluster that are one torchrun world")
     p.add_argument("--gpus", type=count, metavar="N",
-                   help="how many GPUs; default: what the stage says, none for a command")
+                   help="how many GPUs on each node; default: what the stage says, none for a command")
     p.add_argument("--config", metavar="RUN", help="a run file by its name or path; default: the stage's own")
     p.add_argument("--set", action="append", default=[], metavar="A.B=V",
                    help="change the config; may stand several times")
+    p.add_argument("--after", action="append", default=[], metavar="JOB[:any]",
+                   help="begin when JOB has completed, with :any however it ended; may stand several times")
+    p.add_argument("--sweep", action="append", default=[], metavar="A.B=V1,V2",
+                   help="one job for each value, named by --name; several make all combinations")
+    p.add_argument("--parallel", type=positive, metavar="N", help="so many points of a sweep at a time")
     p.add_argument("--name", metavar="X", help="a name for the job, unique among those not ended")
     p.add_argument("--resume", default="auto", metavar="auto|never|JOB|PATH",
                    help="begin from a job's newest checkpoint, or from this one")
