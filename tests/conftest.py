@@ -15,7 +15,7 @@ from pathlib import Path  # noqa: E402
 import psutil  # noqa: E402
 import pytest  # noqa: E402
 
-pytest_plugins = ["tests.testbed.fixtures"]
+pytest_plugins = ["tests.testbed.fixtures", "tests.slurm.fixtures"]
 
 # Started in the background the tests would ignore Ctrl-C, and every `launch` they start with them.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -138,8 +138,9 @@ E
 }
 
 # ------------------------------------------------------------------------------------------------ the database
-database_snapshot() {
-  echo "$SLURM_CACHE/mysql-$(dpkg-query -W -f '${Version} ' slurmdbd mariadb-server-core | md5sum | cut -c1-12).tar"; }
+database_snapshot() { # of these packages, made as this file says
+  local versions; versions=$(dpkg-query -W -f '${Version} ' slurmdbd mariadb-server-core)
+  echo "$SLURM_CACHE/mysql-$(echo "$versions" | cat - "$TB/slurm.sh" | md5sum | cut -c1-12).tar"; }
 restore_database() { # into head's own /var, before it boots
   local snapshot dir=$TB/nodes/head/var.up${SLURM_DATABASE#/var}
   snapshot=$(database_snapshot)
@@ -150,16 +151,18 @@ keep_database() { # the snapshot that head made on the very first start
   local snapshot made=$TB/nodes/head/var.up${SLURM_DATABASE#/var}.tar
   [ -e "$made" ] || return 0
   snapshot=$(database_snapshot)
-  mkdir -p "$SLURM_CACHE"
-  cp "$made" "$snapshot.$$"; mv "$snapshot.$$" "$snapshot"; rm "$made"
+  mkdir -p "$SLURM_CACHE"; rm -f "$SLURM_CACHE"/mysql-*.tar
+  cp "$made" "$snapshot.part"; mv "$snapshot.part" "$snapshot"; rm "$made"
 }
-create_database() { # on head, with nothing running: accounts, then a copy taken at rest
+create_database() { # on head, with nothing running: accounts, the cluster registered, then a copy taken at rest
   mariadb-install-db --no-defaults --user=slurm --datadir="$SLURM_DATABASE" --skip-test-db \
     --auth-root-authentication-method=normal --innodb-log-file-size=8M --innodb-autoextend-increment=1 || return 1
   daemon start mariadb; daemon start slurmdbd; wait_port 6819
   sacctmgr -i add cluster testbed
   sacctmgr -i add account lab Description=lab Organization=lab Cluster=testbed
   sacctmgr -i add user root,alice,bob Account=lab Cluster=testbed
+  daemon start slurmctld; wait_for 10 sh -c 'sacctmgr -n show tres | grep -q gpu'
+  daemon stop slurmctld; rm -rf /var/spool/slurmctld/*
   daemon stop slurmdbd; daemon stop mariadb
   tar -C "$SLURM_DATABASE" -cf "$SLURM_DATABASE.tar.part" . && mv "$SLURM_DATABASE.tar.part" "$SLURM_DATABASE.tar"
 }
@@ -237,6 +240,7 @@ slurm_answers() { ! with_slurm || enter head scontrol ping >/dev/null 2>&1; }
 slurm_idle() { [ "$(enter head sinfo -hN -p main -o %T 2>/dev/null | grep -cx idle)" = 5 ]; }
 await_slurm() {
   with_slurm || return 0
+  wait_for 30 enter head bash -c ': 3<>/dev/tcp/head/6817' || die "slurmctld did not start"   # else sinfo waits 1 s
   wait_for 30 slurm_idle || { enter head sinfo -N -l >&2 || :; die "SLURM's nodes did not become idle"; }
   ! with_accounting || wait_for 20 enter head sacct -n || die "sacct does not answer"
   keep_database

@@ -131,6 +131,16 @@ class SlurmBed(Testbed):
             yield
 
     @contextmanager
+    def controller_hung(self) -> Iterator[None]:
+        """A controller too busy to answer: connections are accepted, and time out after some 5 s."""
+        signal = 'kill -"$1" "$(cat /run/slurm/slurmctld.pid)"'
+        self.sh(LOGIN, signal, "STOP")
+        try:
+            yield
+        finally:
+            self.sh(LOGIN, signal, "CONT")
+
+    @contextmanager
     def accounting_down(self) -> Iterator[None]:
         """sacct fails; everything else works."""
         with self.daemon_down(LOGIN, "slurmdbd"):
