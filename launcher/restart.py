@@ -40,6 +40,7 @@ class Restarted:
     attempt: int
     resume_step: int | None
     resume: str | None = None  # the checkpoint's path, when its name says no step
+    slurm_id: str | None = None  # it waits in SLURM's queue
 
 
 def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path) -> RestartPlan:
@@ -107,6 +108,8 @@ def restart(index: Index, plan: RestartPlan, grace_s: float | None) -> Restarted
     for view in backend.status([plan.job.run_dir])["jobs"]:
         heard(index, plan.job, view)
     attempt, step = answer["attempt"], answer["resume_step"]
+    if answer["slurm_id"]:
+        return Restarted(plan.job.id, plan.job.node, attempt, None, slurm_id=answer["slurm_id"])
     resume = _resumed_from(backend, plan.job, attempt) if step is None else None
     return Restarted(plan.job.id, plan.job.node, attempt, step, resume)
 

@@ -70,7 +70,9 @@ def restart_plan(plan: RestartPlan, asked: bool) -> str:
 
 
 def restarted(done: Restarted) -> str:
-    if done.resume_step is not None:
+    if done.slurm_id:
+        start = f"in SLURM's queue as {done.slurm_id}"
+    elif done.resume_step is not None:
         start = f"from step {done.resume_step}"
     else:
         start = f"from {done.resume}" if done.resume else "from the start: it has no checkpoint to go on from"

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.node import slurm_tools
 from cluster.node.refusals import refusal
 
-_COLUMNS = "%N|%R|%P|%c|%G|%l|%T"
+_COLUMNS = "%N|%P|%T|%G|%c|%m|%a|%l"
 _ANSWER_S = 20.0
 
 
@@ -33,8 +33,9 @@ def machines() -> list[Machine]:
     except slurm_tools.SlurmFailed as error:
         raise refusal(error.words or str(error), {}) from None
     rows = (line.split("|") for line in said.splitlines())
-    return [Machine(name, partition, marked.endswith("*"), _number(cpus), _gpus(gres), _seconds(limit), state)
-            for name, partition, marked, cpus, gres, limit, state in (row for row in rows if len(row) == 7)]
+    return [Machine(name, partition.rstrip("*"), partition.endswith("*"), _number(cpus), _gpus(gres), _seconds(limit),
+                    state)
+            for name, partition, state, gres, cpus, _memory, _up, limit in (row for row in rows if len(row) == 8)]
 
 
 def answer(_request: dict[str, Any], _payload: object) -> dict[str, Any]:

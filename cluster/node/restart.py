@@ -24,7 +24,9 @@ _POLL_S = 0.02
 
 
 def restart(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
-    """-> {attempt, pid, resume_step} of the attempt that has begun."""
+    """-> {attempt, pid, resume_step} of the attempt that has begun, or {attempt, slurm_id} of one that waits for
+    SLURM.
+    """
     run = RunDir(Path(request["run_dir"]))
     view = read_view(run)
     refuse_foreign(run, view)
@@ -37,12 +39,16 @@ def restart(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
     with _one_at_a_time(run, view["id"]):
         attempts = run.attempts()
         attempt = run.attempt(attempts[-1].number + 1 if attempts else 0)
-        if view["state"] in ENDED_WORDS or not _by_supervisor(run, attempt, change, view["id"]):
+        if view["backend"] == "slurm":
+            from cluster.node.resubmit import resubmit  # most nodes have no scheduler
+            if waits := resubmit(run, view, attempt, change, agent_of(request)):
+                return {"attempt": attempt.number, "pid": None, "resume_step": None, "slurm_id": waits}
+        elif view["state"] in ENDED_WORDS or not _by_supervisor(run, attempt, change, view["id"]):
             _by_new_supervisor(run, attempt, change, request)
     start = _await_start(attempt)
     identity = supervisor_of(run)
     return {"attempt": attempt.number, "pid": identity[0] if identity else None,
-            "resume_step": start.resume_step if start else None}
+            "resume_step": start.resume_step if start else None, "slurm_id": None}
 
 
 def _change(request: dict[str, Any], view: dict[str, Any]) -> control.Restart:

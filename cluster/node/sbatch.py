@@ -135,7 +135,8 @@ def _named(name: str, token: str, spec: JobSpec) -> list[str]:
     user = pwd.getpwuid(os.getuid()).pw_name
     since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(spec.submitted_at - 3600))
     try:
-        said = slurm_tools.run(["squeue", "-h", "-r", "-u", user, "-n", name, "-o", "%i|%k"], _ASK_S)
+        said = slurm_tools.run(["squeue", "-h", "-a", "-r", "-t", "all", "-u", user, "-n", name,
+                                "-O", "JobArrayID:|,Comment:|"], _ASK_S)
     except slurm_tools.SlurmFailed as error:
         raise refusal(error.words or str(error), {}) from None
     try:
@@ -143,8 +144,8 @@ def _named(name: str, token: str, spec: JobSpec) -> list[str]:
                                  "-o", "JobID,Comment"], _ASK_S)
     except slurm_tools.SlurmFailed:
         pass  # no accounting: then squeue is all that there is to ask
-    rows = (line.strip().split("|", 1) for line in said.splitlines() if "|" in line)
-    ours = {id for id, comment in rows if not comment or comment.split(" ")[0] == mark(token)}
+    rows = (line.split("|") for line in said.splitlines() if "|" in line)
+    ours = {row[0].strip() for row in rows if row[1].split(" ")[0] in ("", mark(token))}
     return sorted(ours, key=lambda id: [int(part) for part in re.findall(r"\d+", id)])
 
 

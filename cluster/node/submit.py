@@ -100,13 +100,17 @@ def _undo(made: list[RunDir], intents: list[IO[str]]) -> None:
 
 
 def find(request: dict[str, Any], _payload: object) -> dict[str, Any]:
-    """The job that a token became, after any submit of it that is still going on."""
+    """The job that a token became, after any submit of it that is still going on. `unasked`: why that is not known."""
     workdir = Path(request["workdir"]).expanduser()
+    nothing = {"run_dir": None, "id": None, "unasked": ""}
     if not _intent_path(workdir, request["token"]).exists():
-        return {"run_dir": None, "id": None}
+        return nothing
     with _token(workdir, request["token"]) as intent:
-        run = _earlier(workdir, intent)
-    return {"run_dir": str(run.path), "id": run.path.name} if run else {"run_dir": None, "id": None}
+        try:
+            run = _earlier(workdir, intent)
+        except Unreachable as error:
+            return nothing | {"unasked": error.what}
+    return nothing | ({"run_dir": str(run.path), "id": run.path.name} if run else {})
 
 
 def read_spec(given: dict[str, Any] | str) -> JobSpec:

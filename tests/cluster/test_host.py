@@ -66,8 +66,8 @@ def test_the_same_submit_again_is_the_same_job(local: Backend) -> None:
     spec = command("sleep", "60")
     runs = [local.submit(spec, None, {}) for _ in range(2)]
     assert runs[0] == runs[1]
-    assert local.find(spec.token) == {"run_dir": runs[0]["run_dir"], "id": spec.id}
-    assert local.find("never-sent") == {"run_dir": None, "id": None}
+    assert local.find(spec.token) == {"run_dir": runs[0]["run_dir"], "id": spec.id, "unasked": ""}
+    assert local.find("never-sent")["run_dir"] is None
     assert len(local.status(None)["jobs"]) == 1
 
 
