@@ -38,14 +38,14 @@ def ring(run: RunDir) -> None:
 
 def cancel(run: RunDir, view: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
     """Ask for the stop of a job and wait until it has ended and SLURM has let go of it. Raises ClusterError."""
-    already = view["state"] in ENDED_WORDS
-    if not already:
+    already = ended = view["state"] in ENDED_WORDS
+    if not ended:
         already = not control.ask(run, control.Stop(
             request["by"], "kill", request.get("grace_s"), bool(request.get("now")), time.time()))
     if not scheduled.ids_of(run):
         from cluster.node import sbatch  # its submit was cut off: it may be in the queue all the same
         sbatch.adopt(run, JobSpec.from_json(run.spec.read_bytes()))
-    view = _Cancelling(run, request).until_gone()
+    view = _Cancelling(run, request | {"now": ended or request.get("now")}).until_gone()
     return {"state": view["state"], "already": already, "detail": view["detail"],
             "freed": {"processes": 0, "gpu_mb": 0},  # of another host
             "checkpoint_step": view["checkpoint_step"], **_left(run)}
@@ -77,11 +77,12 @@ class _Cancelling:
             pause_s = min(_PAUSE_S[1], pause_s * 1.5)
 
     def _act(self, there: Sequence[Entry], view: dict[str, Any]) -> None:
-        waiting = [one.id for one in there if one.phase is Phase.WAITING and one.state == "PENDING"]
-        held = [one.id for one in there if one.phase is Phase.WAITING and one.state != "PENDING"]
+        waiting = [one for one in there if one.phase is Phase.WAITING]
+        guarded = [one.id for one in waiting if one.state == "PENDING" and "_" not in one.id]
         running = [one.id for one in there if one.phase in (Phase.RUNNING, Phase.UNKNOWN)]
-        _scancel("--state=PENDING", waiting)  # not one that has started meanwhile: it may save
-        _scancel("--quiet", held)
+        # Not one that has started meanwhile: it may save. (Of an array, SLURM 22.05 then cancels every point.)
+        _scancel("--state=PENDING", guarded)
+        _scancel("--quiet", [one.id for one in waiting if one.id not in guarded])
         now = time.monotonic()
         if running and now > self._begun + self._patience_s(view):
             _scancel("--quiet", running)
@@ -101,7 +102,7 @@ class _Cancelling:
         """Raises ClusterError when it takes too long."""
         now, name, ended = time.monotonic(), view["id"], view["state"] in ENDED_WORDS
         late_s = now - self._begun - self._patience_s(view)
-        if unasked and late_s > LEAVE_S:
+        if unasked and late_s > 0:
             what = "whether SLURM has let go of it could not be asked" if ended else "SLURM could not be asked"
             raise Unreachable(f"{name} is {view['state']}, and {what}: {unasked}",
                               hint="the request is in its run directory, where its supervisor finds it; "

@@ -18,7 +18,7 @@ from cluster.node.queue_memory import Memory
 from cluster.node.slurm_tools import SlurmFailed, run
 from cluster.node.slurm_words import Phase, in_line, phase_of
 
-ASK_S = 2.5  # a question may take so long: `launch status` answers within three seconds
+ASK_S = 2.0  # a question may take so long: `launch status` answers within three seconds, over ssh too
 FRESH_S = 2.0  # so old an answer is not asked for again
 CHUNK = 1000  # ids on one command line of sacct
 _LEAST_S = 0.2  # a program gets no less

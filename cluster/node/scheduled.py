@@ -219,7 +219,7 @@ def facts(answer: Answer) -> dict[str, Any] | None:
 
 def place(spec: dict[str, Any], told: Told, entry: Entry | None, status: Status) -> str:
     """Where it runs or ran; while it waits, where it would."""
-    if entry and entry.nodes and not isinstance(status, Ended | Pending):
+    if entry and entry.nodes and not isinstance(status, Ended):
         return entry.nodes
     if told.start and not isinstance(status, Pending):
         return ",".join(told.start.nodes) or told.start.hostname

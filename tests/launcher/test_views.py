@@ -1,6 +1,7 @@
 """Tables and sentences that a person reads."""
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 from launcher import views
@@ -50,6 +51,23 @@ def test_a_narrow_terminal_loses_columns_but_never_id_state_or_reason() -> None:
 def test_control_characters_of_a_name_do_not_reach_the_terminal() -> None:
     table = views.status_table([replace(JOB, name="a\x1b[2Jb\nc")], now=1250.0)
     assert "\x1b" not in table and len(table.split("\n")) == 2
+
+
+def test_a_job_in_the_queue_of_a_scheduler_says_where_it_stands_and_when_it_may_start() -> None:
+    now = time.mktime((2026, 11, 21, 9, 0, 0, 0, 0, -1))
+    queue = {"starts_at": now + 5 * 3600 + 20 * 60}
+    job = replace(JOB, state="PENDING", detail="Priority, 3rd of 17", queue=queue, place="lab:gpu", submitted_at=now)
+    line = views.status_table([job], now=now).split("\n")[1]
+    assert "lab:gpu" in line and line.endswith("Priority, 3rd of 17, starts ~14:20")
+    assert views.why(replace(job, reason="preempted"), now) == "preempted: Priority, 3rd of 17, starts ~14:20"
+    assert views.why(replace(job, detail="", queue={"starts_at": now + 86400}), now) == "starts ~Sun 09:00"
+    assert views.starts(replace(job, queue={"starts_at": now + 9 * 86400}), now) == "starts ~2026-11-30"
+    assert views.starts(replace(job, queue={"starts_at": now - 1}), now) == ""
+    assert views.starts(replace(job, state="RUNNING"), now) == ""
+
+
+def test_a_silent_supervisor_is_said_beside_the_state() -> None:
+    assert views.why(replace(JOB, detail="no heartbeat for 90 s"), 1250.0) == "no heartbeat for 90 s"
 
 
 def test_ages_read_like_a_person_says_them() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.contract import RunDir
-from cluster.events import Event
+from cluster.events import AttemptStarted, Event
 from cluster.spec import Slurm
 from tests.cluster.jobs import past_run
 
@@ -47,3 +47,9 @@ def slurm_run(workdir: Path, name: str, events: Iterable[Event], ids: Iterable[s
     for path in (run.slurm, run.spec):
         os.utime(path, (time.time() - beat_age_s, time.time() - beat_age_s))
     return run
+
+
+def started_on(slurm_id: str) -> AttemptStarted:
+    """An attempt that began five minutes ago on gpu01."""
+    return AttemptStarted(
+        time.time() - 300, 0, "submit", "gpu01", "boot", 4, 5, (), None, None, slurm_id, 0, ("gpu01",))
