@@ -222,7 +222,7 @@ def _facts(one: _Read, status: Status, checkpoint_step: int | None) -> dict[str,
     return {
         **{key: one.spec[key] for key in ("id", "name", "stage", "node", "token", "submitted_at")},
         "run_dir": str(one.run.path), "by_hand": False,
-        "group": one.spec.get("group"),
+        "group": one.spec.get("group"), "after": [job["run_dir"] for job in one.spec.get("after", ())],
         **_state_facts(status),
         **{key: beat.get(key) for key in _HEARTBEAT_KEYS},
         **_latest_progress(one.attempts, status),
