@@ -46,7 +46,8 @@ def check_duration(key: str, text: object) -> None:
 
 Sbatch = dict[str, str | int | bool]  # options of sbatch by their long names; true: one without a value
 _NOT_OF_SBATCH = {  # options that launch gives itself -> what to write instead
-    "time": "`time`", "nodes": "`nodes`", "ntasks": "`procs`", "ntasks-per-node": "`procs`", "job-name": "--name",
+    "time": "--time or `resources: {time: …}`", "nodes": "--nodes or `resources: {nodes: …}`",
+    "ntasks": "`resources: {procs: …}`", "ntasks-per-node": "`resources: {procs: …}`", "job-name": "--name",
     "array": "--sweep", "dependency": "--after", "output": "launch logs", "error": "launch logs", "open-mode": None,
     "signal": None, "kill-on-invalid-dep": None, "chdir": None, "wrap": None, "parsable": None, "test-only": None,
     "wait": "launch wait",
@@ -60,9 +61,8 @@ def check_sbatch(options: object) -> None:
         if len(long) < 2:
             raise ValueError(f"`sbatch`: {name!r}: options stand here by their long names, as in account or mem")
         if long in _NOT_OF_SBATCH:
-            instead = _NOT_OF_SBATCH[long]
-            raise ValueError(f"`sbatch`: {name}: launch itself gives this to sbatch"
-                             + (f"; use {instead} instead" if instead else ""))
+            instead = f"; use {_NOT_OF_SBATCH[long]}" if _NOT_OF_SBATCH[long] else ""
+            raise ValueError(f"`sbatch`: {name}: launch itself gives this to sbatch{instead}")
 
 
 class Resources(Strict):

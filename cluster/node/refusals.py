@@ -22,24 +22,24 @@ _KNOWN: tuple[tuple[str, type[ClusterError], str, str | None], ...] = (
     (r"unrecognized option '?-*(?P<named>[\w-]+)", Unusable, "sbatch has no option --{named}", _YAML),
     (r"option '?-*(?P<named>[\w-]+).*(requires|doesn't allow) an argument", Unusable,
      "the option --{named} of sbatch was given wrongly", _YAML),
-    (r"invalid partition", Unusable, "there is no partition {partition}",
+    (r"invalid partition", Unusable, "there is no {where}",
      "sinfo -s on the cluster shows them; name one with --node CLUSTER:PARTITION"),
-    (r"invalid account", Unusable, "you may not use the account {account} in partition {partition}", _YAML),
+    (r"invalid account", Unusable, "you may not use the account {account} in {where}", _YAML),
     (r"invalid qos", Unusable, "you may not use the qos {qos}", _YAML),
     (r"invalid feature", Unusable, "no node has the constraint {constraint}", _YAML),
     (r"invalid node name", Unusable, "there is no such node: nodelist {nodelist}, exclude {exclude}", _YAML),
     (r"reservation", Unusable, "the reservation {reservation} cannot be used", _YAML),
-    (r"time limit", Unusable, "a time limit of {time} minutes is not possible in partition {partition}",
+    (r"time limit", Unusable, "a time limit of {time} minutes is not possible in {where}",
      "a shorter --time is enough: the job goes on in the next allocation"),
     (r"mem(ory)? specification|invalid --mem", Unusable, "the memory asked for cannot be read: {mem}", _YAML),
     (r"invalid (generic resource|gres|trespec|tres)", Unusable, "this SLURM knows no {gres}", _YAML),
     (r"configuration (is )?not available|more processors", Unusable,
-     "partition {partition} has no nodes for so much at once: {sizes}",
+     "{where} has no nodes for so much at once: {sizes}",
      "sinfo -N -o '%N %P %c %m %G' on the cluster shows what there is; ask for less, or another partition"),
     (r"policy|limit|too many jobs", Refused, "a limit of your account or qos is in the way",
      "wait until your other jobs have ended, or ask for less"),
     (r"not permitted|permission denied|access denied|not available to", Refused,
-     "you may not submit to partition {partition}", "choose another with --node CLUSTER:PARTITION"),
+     "you may not submit to {where}", "choose another with --node CLUSTER:PARTITION"),
     (r"dependency", Unusable, "the dependency {dependency} is refused", None),
 )
 _SIZES = ("nodes", "nodelist", "gres", "gpus", "gpus-per-node", "cpus-per-task", "mem", "time")
@@ -67,7 +67,8 @@ class _Asked(dict[str, str]):
     def __init__(self, options: Mapping[str, object], named: Mapping[str, str | None]) -> None:
         super().__init__({key: str(value) for key, value in options.items()})
         self.update({key: value or "?" for key, value in named.items()})
+        self["where"] = f"partition {options['partition']}" if options.get("partition") else "the default partition"
         self["sizes"] = ", ".join(f"{key} {options[key]}" for key in _SIZES if key in options)
 
     def __missing__(self, key: str) -> str:
-        return "(the default)" if key in ("partition", "account", "qos") else "(none)"
+        return "(the default)" if key in ("account", "qos") else "(none)"
