@@ -6,13 +6,24 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.helpers import wait_until
+from tests.testbed.bed import poll
+from tests.testbed.slurmbed import SlurmBed
+from tests.testbed.testbed import Testbed
 
 LAUNCH = Path(sys.prefix) / "bin" / "launch"
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
+
+
+class Command(NamedTuple):
+    argv: Sequence[str | Path]
+    cwd: Path | None
+    env: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -30,21 +41,27 @@ class Lab:
     node: str = "local"
     cluster: Path | None = None  # cluster.yaml
     extra_env: dict[str, str] = field(default_factory=dict)
+    bed: Testbed | None = None  # whose nodes it aims at
 
-    def env(self) -> dict[str, str]:
-        env = os.environ | {"LAUNCH_HOME": str(self.home / "state"), "LAUNCH_WORKDIR": str(self.home / "work")}
-        return env | ({"LAUNCH_CLUSTER": str(self.cluster)} if self.cluster else {}) | self.extra_env
+    def settings(self) -> dict[str, str]:
+        settings = {"LAUNCH_HOME": f"{self.home}/state", "LAUNCH_WORKDIR": f"{self.home}/work"}
+        return settings | ({"LAUNCH_CLUSTER": str(self.cluster)} if self.cluster else {}) | self.extra_env
+
+    def command(self, *argv: str) -> Command:
+        return Command([LAUNCH, *argv], self.project, os.environ | self.settings())
 
     def start(self, *argv: str) -> Started:
         """A `launch` that goes on beside the test; its stdout is a file."""
         output = self.home / f"stdout-{uuid.uuid4().hex}"
         with open(output, "wb") as file:
-            process = subprocess.Popen([LAUNCH, *argv], cwd=self.project, env=self.env(), stdin=subprocess.DEVNULL,
+            command = self.command(*argv)
+            process = subprocess.Popen(command.argv, cwd=command.cwd, env=command.env, stdin=subprocess.DEVNULL,
                                        stdout=file, stderr=subprocess.DEVNULL)
         return Started(process, output)
 
     def launch(self, *argv: str, code: int | None = 0, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run([LAUNCH, *argv], cwd=self.project, env=self.env(), stdin=subprocess.DEVNULL,
+        command = self.command(*argv)
+        done = subprocess.run(command.argv, cwd=command.cwd, env=command.env, stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, errors="surrogateescape", timeout=timeout_s)
         said = f"launch {' '.join(argv)} -> {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         assert "Traceback" not in done.stderr, said
@@ -79,8 +96,35 @@ class Lab:
     def run_dir(self, job: str) -> Path:
         return Path(self.status(job)["run_dir"])
 
+    def seen_here(self, path: str | Path) -> Path:
+        """Where the tests see a path of the node."""
+        return self.bed.root / Path(path).relative_to("/") if self.bed else Path(path)
+
+    def left_over(self) -> list[str]:
+        """alice's processes on the nodes and her jobs in the queue, when they do not go away within a moment."""
+        if self.bed is None or poll(lambda: not self._there(), 15):
+            return []
+        return self._there()
+
+    def _there(self) -> list[str]:
+        assert self.bed
+        queue = self.bed.queue("alice") if isinstance(self.bed, SlurmBed) else ()
+        return [*self.bed.processes(), *map(str, queue)]
+
     def submit_and_read(self, *argv: str) -> str:
         """Submit, wait for the end, and return the log."""
         job = self.submit(*argv)
         self.launch("wait", job)
         return self.logs(job)
+
+
+@dataclass
+class LoginLab(Lab):
+    """The same person, logged in on the head of the cluster: `project` and `home` are paths there."""
+
+    def command(self, *argv: str) -> Command:
+        assert self.bed
+        settings = [f"{name}={value}" for name, value in self.settings().items()]
+        there = ["env", *settings, "sh", "-c", 'cd "$0" && exec "$@"', str(self.project), str(LAUNCH), *argv]
+        root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+        return Command([*root, *self.bed.command("exec", "head", "-u", "alice", *there)], None, dict(os.environ))
