@@ -16,11 +16,12 @@ with_accounting() { [ "$TB_SLURM" = slurmdbd ]; }
 slurm_cgroup_v1() { # whether jobs can be held in cgroups: SLURM 22.05 does it reliably with version 1 only
   local controller; for controller in $SLURM_CONTROLLERS; do
     [ -e "$CG/$controller/cgroup.procs" ] || return 1; done; }
-slurm_cgroups() { # NODE: the cgroup directories that a node of a SLURM bed has besides
+slurm_cgroups() { # NODE: the cgroup directories that a node of a SLURM bed has besides; also those of an abandoned one
   local controller
-  with_slurm && slurm_cgroup_v1 || return 0
   for controller in $SLURM_CONTROLLERS; do
-    [ "$controller" = memory ] || echo "$CG/$controller/$LABEL/$1"; done; }
+    if [ "$controller" = memory ]; then continue; fi
+    if [ -d "$CG/$controller/$LABEL" ] || { with_slurm && slurm_cgroup_v1; }; then
+      echo "$CG/$controller/$LABEL/$1"; fi; done; }
 slurm_needs() {
   case $TB_SLURM in off) return;; slurmdbd|none) ;; *) die "TB_SLURM is off, none or slurmdbd, not $TB_SLURM";; esac
   local tool missing=
@@ -157,7 +158,7 @@ keep_database() { # the snapshot that head made on the very first start
 create_database() { # on head, with nothing running: accounts, the cluster registered, then a copy taken at rest
   mariadb-install-db --no-defaults --user=slurm --datadir="$SLURM_DATABASE" --skip-test-db \
     --auth-root-authentication-method=normal --innodb-log-file-size=8M --innodb-autoextend-increment=1 || return 1
-  daemon start mariadb; daemon start slurmdbd; wait_port 6819
+  daemon start mariadb; daemon start slurmdbd
   sacctmgr -i add cluster testbed
   sacctmgr -i add account lab Description=lab Organization=lab Cluster=testbed
   sacctmgr -i add user root,alice,bob Account=lab Cluster=testbed
@@ -184,7 +185,7 @@ slurm_services() { # NODE
   chmod 755 /run/munge; chmod 700 /var/lib/munge /var/log/munge
   daemon start munged
   if [ "$1" != head ]; then
-    wait_port 6817   # a slurmd that finds no controller asks again after 1, 2, 4 .. 128 s
+    wait_port head 6817   # a slurmd that finds no controller asks again after 1, 2, 4 .. 128 s
     daemon start slurmd; return; fi
   if with_accounting; then
     [ -d "$SLURM_DATABASE/mysql" ] || create_database
@@ -192,7 +193,7 @@ slurm_services() { # NODE
   fi
   daemon start slurmctld
 }
-wait_port() { wait_for 30 bash -c ": 3<>/dev/tcp/head/$1"; }
+wait_port() { wait_for 30 bash -c ": 3<>/dev/tcp/$1/$2"; }   # HOST PORT
 # Reached only through a socket in head's private /run, so it needs no passwords.
 MARIADB=(/usr/sbin/mariadbd --no-defaults --user=slurm --datadir=$SLURM_DATABASE --socket=/run/mysqld/mysqld.sock
   --pid-file=/run/mysqld/mysqld.pid --tmpdir=/tmp --skip-networking --skip-grant-tables --skip-log-bin
@@ -211,7 +212,9 @@ daemon() { # start|stop|kill9 NAME, inside a node; started again while it runs i
   pid=$(cat "$file" 2>/dev/null) || pid=
   case $action in
   start) [ -z "$pid" ] || [ ! -d "/proc/$pid" ] || return 0
-    start_daemon "$name"; wait_for 10 test -s "$file";;
+    start_daemon "$name"; wait_for 10 test -s "$file"
+    case $name in   # their pid files come before they listen
+      slurmctld) wait_port head 6817;; slurmd) wait_port "$(hostname)" 6818;; slurmdbd) wait_port head 6819;; esac;;
   stop) [ -n "$pid" ] || return 0
     kill "$pid"; wait_for 10 test ! -d "/proc/$pid"; rm -f "$file";;
   kill9) kill -9 "$pid"; wait_for 5 test ! -d "/proc/$pid"; rm -f "$file";;
@@ -225,7 +228,7 @@ start_daemon() { case $1 in
   slurmdbd) wait_for 10 test -S /run/mysqld/mysqld.sock; /usr/sbin/slurmdbd;;
   slurmctld) # without slurmdbd a very first start is fatal: "we have no TRES"
     if grep -q '^AccountingStorageHost' /etc/slurm/slurm.conf && [ ! -e /var/spool/slurmctld/last_tres ]; then
-      wait_port 6819; fi
+      wait_port head 6819; fi
     /usr/sbin/slurmctld;;
   slurmd) /usr/sbin/slurmd;;
   esac; }
