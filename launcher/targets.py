@@ -96,8 +96,10 @@ def _as_many(spec: JobSpec, target: Target) -> int:
 def _several(words: Sequence[str], start: Path) -> Target:
     if ANY in words:
         raise Wrong("--node: `any` chooses one node and stands alone")
+    if "" in words:
+        raise Wrong(f"--node {','.join(words)}: an empty name stands there")
     if doubled := next((word for word in words if words.count(word) > 1), None):
-        raise Wrong(f"--node {','.join(words)}: {doubled or 'an empty name'} stands there twice")
+        raise Wrong(f"--node {','.join(words)}: {doubled} stands there twice")
     found = [nodes.node_named(word.partition(":")[0], start) for word in words]
     if cluster := next((node for node in found if node.via == "slurm"), None):
         raise Wrong(f"--node {','.join(words)}: {cluster.name} is a SLURM cluster, which chooses its nodes itself",
