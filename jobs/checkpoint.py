@@ -62,8 +62,9 @@ class Writer:
         self._error: OSError | None = None
         self._last_step: int | None = None
         job.checkpoints.mkdir(parents=True, exist_ok=True)
-        for leftover in job.checkpoints.glob(f"{_ASIDE}*"):  # of an attempt that died while writing
-            shutil.rmtree(leftover, ignore_errors=True)
+        if not job.superseded:
+            for leftover in job.checkpoints.glob(f"{_ASIDE}*"):  # of an attempt that died while writing
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def start(self, step: int, tensors: Tensors, state: dict[str, Any]) -> None:
         """Snapshot now, write in the background. Waits for the one before, and raises WriteFailed if that
@@ -102,7 +103,7 @@ class Writer:
         """Keep the checkpoint of this step, whatever comes, if its value is the highest so far."""
         name = checkpoint_name(step, self._job.attempt.number)
         best = read_best(self._job.checkpoints)
-        if best is not None and best["value"] >= value:
+        if best is not None and best["value"] >= value or self._job.superseded:
             return
         self.wait()
         if (self._job.checkpoints / name).is_dir():
@@ -124,7 +125,8 @@ class Writer:
         try:
             path = self._write_aside(step, state)
             self._saved = Saved(path, step, time.monotonic() - began)
-            prune(self._job.checkpoints, self._keep_last, path)
+            if not self._job.superseded:
+                prune(self._job.checkpoints, self._keep_last, path)
         except OSError as error:
             self._error = error
 

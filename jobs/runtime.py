@@ -117,6 +117,11 @@ class Job:
     checkpoints: Path
     resume: Path | None  # the checkpoint to go on from
 
+    @property
+    def superseded(self) -> bool:
+        """Whether a newer attempt runs (a node that was lost and came back): what they share is its alone to change."""
+        return any(other.number > self.attempt.number for other in self.run.attempts())
+
 
 def job_from_environment(resume: str | None, environment: Mapping[str, str] = os.environ) -> Job | None:
     """The job that a supervisor started, or None by hand. `resume` (--resume) beats LAUNCH_RESUME."""

@@ -134,10 +134,13 @@ class Trainer:
         if not self._evaluate():
             return False
         if self._writer:
-            self.job.run.artifacts.mkdir(parents=True, exist_ok=True)
-            self.stage.artifacts(self.job.run.artifacts)
+            ours = not self.job.superseded
+            if ours:
+                self.job.run.artifacts.mkdir(parents=True, exist_ok=True)
+                self.stage.artifacts(self.job.run.artifacts)
             self._writer.wait()
-            self._report()
+            if ours:
+                self._report()
         self.metrics.write(self.progress.step, "done")
         self.world.barrier()
         return True

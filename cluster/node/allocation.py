@@ -140,12 +140,12 @@ class Allocation(Place):
         found = self.control.new_requests()
         if self._fenced:
             return []
-        if (found or time.monotonic() >= self._next_fence) and self._superseded(number):
+        if (found or time.monotonic() >= self._next_fence) and self.superseded(number):
             self.control.keep("stop", "restart")  # what is asked there is asked of the newer attempt
             return [Stop(by="launch", why="superseded", grace_s=FENCE_GRACE_S, reason=Reason.SUPERSEDED)]
         return [*found, *self._signals()]
 
-    def _superseded(self, number: int) -> bool:
+    def superseded(self, number: int) -> bool:
         self._next_fence = time.monotonic() + FENCE_S
         self._fenced = any(attempt.number > number for attempt in self._run.attempts())
         return self._fenced

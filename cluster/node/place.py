@@ -47,6 +47,10 @@ class Place:
         yield
         self._ends_at = None if ends_at is None else ends_at + time.monotonic() - began
 
+    def superseded(self, number: int) -> bool:
+        """Whether an attempt newer than `number`, which is this supervisor's, has been begun by another one."""
+        return False
+
     def has_room(self, pause_s: float) -> bool:
         """Whether another attempt can be made here after a pause."""
         return True

@@ -137,6 +137,9 @@ class Supervisor:
         progressed = history.add(verdict.reason, now.step, outcome.checkpoint_step, attempt.resumed,
                                  time.monotonic() - attempt.begun_at)
         history.save_s = now.save_s or history.save_s
+        if self._place.superseded(attempt.dir.number):
+            outcome.asked, outcome.verdict = "superseded", Verdict(Reason.SUPERSEDED, verdict.detail)
+            return Next("requeue")
         if outcome.restart is not None:
             return Next("restart")
         if outcome.asked:

@@ -65,6 +65,22 @@ def test_retention_never_takes_the_newest_even_behind_an_abandoned_branch(tmp_pa
     assert [path.name for path in list_checkpoints(tmp_path)] == [checkpoint_name(350, 1)]
 
 
+def test_an_attempt_that_a_newer_one_has_replaced_changes_nothing_they_share(job: Job) -> None:
+    older = Writer(job, 1, lambda saved: None)
+    older.start(1, TENSORS, {})
+    older.wait()
+    newer = job.run.attempt(1)
+    newer.path.mkdir()
+    being_written = job.checkpoints / ".tmp-step-00000002-a001-1"
+    being_written.mkdir()
+    older.start(2, TENSORS, {})
+    older.mark_best(2, "val/psnr", 99.0)
+    older.wait()
+    Writer(job, 1, lambda saved: None)
+    assert [path.name for path in list_checkpoints(job.checkpoints)] == [checkpoint_name(2, 0), checkpoint_name(1, 0)]
+    assert being_written.is_dir() and not (job.checkpoints / "best.json").exists()
+
+
 def test_leftovers_of_a_dead_writer_are_no_checkpoints_and_go(job: Job) -> None:
     (job.checkpoints / ".tmp-step-00000009-a000-1").mkdir(parents=True)
     assert list_checkpoints(job.checkpoints) == []

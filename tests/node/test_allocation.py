@@ -323,6 +323,16 @@ def test_an_older_supervisor_notices_by_itself_and_leaves_the_newer_ones_process
     newer.stop(now=True)
 
 
+def test_an_older_copy_that_comes_to_its_end_completes_nothing(make: MakeJob, slurm: Scheduler) -> None:
+    job = make("sh", "-c", "echo up; read line < $LAUNCH_RUN_DIR/go")
+    os.mkfifo(job.run.path / "go")
+    slurm.start(job).says("up")
+    job.run.attempt(1).path.mkdir()
+    (job.run.path / "go").write_text("on\n")
+    job.supervisor.wait(20)
+    assert job.supervisor.returncode == 1 and job.endings[0].reason is Reason.SUPERSEDED
+
+
 def test_an_older_supervisor_starts_no_attempt_after_a_newer_one(make: MakeJob, slurm: Scheduler) -> None:
     job = make("sh", "-c", "kill -9 $$", restart=RestartPolicy(5, 3, 3))
     older = slurm.start(job)
