@@ -3,6 +3,7 @@ cluster. Agents and supervisors there do the work; these are questions.
 """
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
@@ -55,6 +56,7 @@ class HostBackend:
     def status(self, run_dirs: Sequence[str] | None, active_only: bool = False,
                timeout_s: float | None = None) -> Answer:
         return self._shell.ask({"op": "status", "workdir": self.node.workdir, "active_only": active_only,
+                                "asked_at": time.time(),
                                 "jobs": None if run_dirs is None else list(run_dirs)}, timeout_s=timeout_s)
 
     def show(self, run_dir: str) -> Answer:

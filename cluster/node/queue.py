@@ -18,7 +18,7 @@ from cluster.node.queue_memory import Memory
 from cluster.node.slurm_tools import SlurmFailed, run
 from cluster.node.slurm_words import Phase, in_line, phase_of
 
-ASK_S = 2.0  # a question may take so long: `launch status` answers within three seconds, over ssh too
+ASK_S = 2.5  # a question may take so long
 FRESH_S = 2.0  # so old an answer is not asked for again
 CHUNK = 1000  # ids on one command line of sacct
 _LEAST_S = 0.2  # a program gets no less
@@ -81,15 +81,17 @@ class Queue:
                         if entry.phase is not Phase.WAITING}
 
     @classmethod
-    def ask(cls, workdir: Path, ids: Iterable[str] = (), max_age_s: float = FRESH_S) -> Queue:
+    def ask(cls, workdir: Path, ids: Iterable[str] = (), max_age_s: float = FRESH_S,
+            limit_s: float | None = None) -> Queue:
         """What is known about `ids` (and every other job of this user's that squeue shows). Never raises: what
         could not be asked, `unasked` says.
         """
-        ids, deadline = list(dict.fromkeys(ids)), time.monotonic() + ASK_S
+        limit_s = ASK_S if limit_s is None else limit_s
+        ids, deadline = list(dict.fromkeys(ids)), time.monotonic() + limit_s
         memory = queue_memory.read(workdir)
         if not memory.squeue.due(max_age_s) and not _to_ask_sacct(memory, ids):
             return cls(memory)
-        with queue_memory.alone(workdir, ASK_S) as alone:
+        with queue_memory.alone(workdir, limit_s) as alone:
             memory = queue_memory.read(workdir)  # somebody may just have asked
             if not alone:
                 memory.squeue.why = memory.squeue.why or "another question to squeue is not answered yet"

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 BY_HAND_QUIET_S = 900.0  # a run started by hand that wrote nothing for so long is taken for ended
 UNBORN_S = 60.0  # a job without any attempt is taken for one that is just being submitted for this long
+_STATUS_S = 2.5  # of the three seconds that `launch status` waits: what is left is for the way back
+_LEAST_S = 0.5  # SLURM is asked for this long in any case
 _LAST_BEAT_S, _POLL_S = 1.0, 0.005
 _HEARTBEAT_KEYS = (*lines.PROGRESS_KEYS, "peak_rss_mb")
 _NOT_SCHEDULED = {"queue": None, "unasked": ""}
@@ -51,7 +53,7 @@ def status(request: dict[str, Any], _payload: object) -> dict[str, Any]:
             found.append(_read(RunDir(path)))
         except BrokenRun as error:
             broken.append({"run_dir": str(path), "why": str(error)})
-    queue = _queue_for([one for one in found if isinstance(one, _Read)])
+    queue = _queue_for([one for one in found if isinstance(one, _Read)], _asking_until(request.get("asked_at")))
     jobs = []
     for one in found:
         try:
@@ -172,6 +174,18 @@ def _queue_for(found: Sequence[_Read], ask: Ask | None = None) -> Queue | None:
         return None
     from cluster.node.queue import Queue
     return (ask or Queue.ask)(scheduled[0].run.path.parent.parent, open_ids)
+
+
+def _asking_until(asked_at: float | None) -> Ask:
+    """Leaves SLURM what is left of the time that a client waits: it was asked at `asked_at` by its own clock."""
+    spent_s = time.time() - asked_at if asked_at else 0.0
+    limit_s = max(_LEAST_S, _STATUS_S - spent_s) if 0 <= spent_s < _STATUS_S else None
+
+    def ask(workdir: Path, ids: Sequence[str]) -> Queue:
+        from cluster.node.queue import Queue
+        return Queue.ask(workdir, ids, limit_s=limit_s)
+
+    return ask
 
 
 def _view(one: _Read, queue: Queue | None) -> dict[str, Any]:

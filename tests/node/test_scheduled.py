@@ -168,6 +168,15 @@ def test_a_status_says_once_what_it_could_not_ask(fake_slurm: FakeSlurm, tmp_pat
     assert view.status({"workdir": str(tmp_path)}, None)["unasked"] == "squeue: busy"
 
 
+def test_slurm_gets_what_is_left_of_the_time_that_a_client_waits(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    slurm_run(tmp_path, "a-1", RUNNING, ["7"])
+    fake_slurm.say("squeue", Answer(hang_s=9))
+    began = time.monotonic()
+    answer = view.status({"workdir": str(tmp_path), "asked_at": time.time() - 1.7}, None)
+    assert time.monotonic() - began < 2
+    assert answer["jobs"][0]["state"] == "RUNNING" and answer["unasked"] == "squeue did not answer in 0.8 s"
+
+
 def test_jobs_without_slurm_do_not_load_what_asks_it(tmp_path: Path) -> None:
     past_run(tmp_path / "runs", "b-1", (STARTED,))
     source = ("import sys; from cluster.node import view; "
