@@ -4,7 +4,7 @@ from __future__ import annotations
 import sys
 
 from .bed import as_root, unavailable
-from .slurmbed import SlurmBed
+from .slurmbed import SlurmBed, not_installed
 
 USAGE = """\
 a SLURM cluster (login node head, gpu01 .. gpu05 with 8 pretended GPUs each) is up; cluster.yaml calls it lab
@@ -19,7 +19,7 @@ make testbed-down removes it and all that was written on it"""
 
 
 def main(action: str) -> int:
-    if why_not := unavailable():
+    if why_not := unavailable() or not_installed():
         print(why_not, file=sys.stderr)
         return 1
     bed = SlurmBed("main")

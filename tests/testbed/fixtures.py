@@ -9,7 +9,7 @@ from typing import TypeVar
 import pytest
 
 from .bed import poll, unavailable
-from .slurmbed import SlurmBed
+from .slurmbed import SlurmBed, not_installed
 from .testbed import Testbed
 
 AnyBed = TypeVar("AnyBed", bound=Testbed)
@@ -41,7 +41,7 @@ def slurm_bed_bare() -> Iterator[SlurmBed]:
 
 
 def _session(bed: AnyBed) -> Iterator[AnyBed]:
-    if why_not := unavailable():
+    if why_not := unavailable() or (isinstance(bed, SlurmBed) and not_installed()):
         pytest.skip(why_not)
     try:
         bed.up()

@@ -162,7 +162,8 @@ create_database() { # on head, with nothing running: accounts, the cluster regis
   sacctmgr -i add cluster testbed
   sacctmgr -i add account lab Description=lab Organization=lab Cluster=testbed
   sacctmgr -i add user root,alice,bob Account=lab Cluster=testbed
-  daemon start slurmctld; wait_for 10 sh -c 'sacctmgr -n show tres | grep -q gpu'
+  sed '$aSlurmctldPort=6816' /etc/slurm/slurm.conf >/etc/slurm/unheard.conf   # by no slurmd: this one is not to stay
+  SLURM_CONF=/etc/slurm/unheard.conf /usr/sbin/slurmctld; wait_for 10 sh -c 'sacctmgr -n show tres | grep -q gpu'
   daemon stop slurmctld; rm -rf /var/spool/slurmctld/*
   daemon stop slurmdbd; daemon stop mariadb
   tar -C "$SLURM_DATABASE" -cf "$SLURM_DATABASE.tar.part" . && mv "$SLURM_DATABASE.tar.part" "$SLURM_DATABASE.tar"

@@ -1,7 +1,9 @@
 """The test bed with SLURM: its commands on the login node, its faults, and the calls that a client makes."""
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +27,14 @@ _COUNTER = f"""#!/bin/sh
 printf '%s\\n' "${{0##*/}} $*" >>{CALLS}
 exec {REAL_TOOLS}/"${{0##*/}}" "$@"
 """
+
+
+def not_installed() -> str | None:
+    """Why this machine cannot run a SLURM bed, or None."""
+    daemons = ("munged", "slurmctld", "slurmd", "slurmdbd", "mariadbd")
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    missing = [name for name in daemons if shutil.which(name, path=path) is None]
+    return f"no {', '.join(missing)} here; .ci/packages testbed installs what is needed" if missing else None
 
 
 @dataclass(frozen=True)

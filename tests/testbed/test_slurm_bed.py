@@ -12,7 +12,7 @@ from tests.slurm import recorded
 
 from .bed import TestbedError, poll, unavailable
 from .fixtures import leftovers
-from .slurmbed import GPU_NODES, SlurmBed
+from .slurmbed import GPU_NODES, SlurmBed, not_installed
 
 
 def cancel(bed: SlurmBed, *jobs: str) -> None:
@@ -148,7 +148,7 @@ def test_cluster_yaml(slurm_bed: SlurmBed) -> None:
 
 
 def test_down_leaves_nothing_of_running_jobs() -> None:
-    if why_not := unavailable():
+    if why_not := unavailable() or not_installed():
         pytest.skip(why_not)
     bed = SlurmBed(f"slurm-down-{os.getpid()}", accounting=False)
     try:
