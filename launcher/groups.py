@@ -104,17 +104,17 @@ def draft_any(index: Index, request: Request, carry: bool) -> Draft | GroupDraft
     """What a request comes to: one job, or several. `carry`: this client sees to what no machine can wait for."""
     from launcher import submit
 
+    if request.stage:
+        from launcher.pipeline import draft_pipeline, pipeline_named
+
+        if stage := pipeline_named(request):
+            return draft_pipeline(index, stage, request, carry)
     if request.sweeps:
         from launcher.sweep import draft_sweep
 
         return draft_sweep(index, request)
     if request.parallel is not None:
         raise Wrong("--parallel belongs to --sweep: so many of its points at a time")
-    if request.stage:
-        from launcher.pipeline import draft_pipeline, pipeline_named
-
-        if stage := pipeline_named(request):
-            return draft_pipeline(index, stage, request, carry)
     one = submit.draft(index, request)
     return _with_needs(index, one, request, carry) if request.after or "${" in (one.config or "") else one
 

@@ -41,6 +41,7 @@ class Restarted:
     resume_step: int | None
     resume: str | None = None  # the checkpoint's path, when its name says no step
     slurm_id: str | None = None  # it waits in SLURM's queue
+    waits: str = ""  # for what other jobs
 
 
 def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path) -> RestartPlan:
@@ -111,7 +112,7 @@ def restart(index: Index, plan: RestartPlan, grace_s: float | None) -> Restarted
     if answer["slurm_id"]:
         return Restarted(plan.job.id, plan.job.node, attempt, None, slurm_id=answer["slurm_id"])
     resume = _resumed_from(backend, plan.job, attempt) if step is None else None
-    return Restarted(plan.job.id, plan.job.node, attempt, step, resume)
+    return Restarted(plan.job.id, plan.job.node, attempt, step, resume, waits=answer.get("waits", ""))
 
 
 def _resumed_from(backend: Backend, job: Job, attempt: int) -> str | None:

@@ -72,6 +72,8 @@ def restart_plan(plan: RestartPlan, asked: bool) -> str:
 def restarted(done: Restarted) -> str:
     if done.slurm_id:
         start = f"in SLURM's queue as {done.slurm_id}"
+    elif done.waits:
+        start = f"once this has ended: {done.waits}"
     elif done.resume_step is not None:
         start = f"from step {done.resume_step}"
     else:

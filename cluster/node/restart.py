@@ -13,7 +13,7 @@ from cluster.contract import AttemptDir, RunDir
 from cluster.errors import NodeFailure, Refused
 from cluster.events import AttemptEnded, AttemptStarted
 from cluster.journal import read_journal
-from cluster.node import control, environment
+from cluster.node import control, environment, process
 from cluster.node.kill import GRACE_S, end_leftovers, refuse_foreign, ring, supervisor_of
 from cluster.node.submit import START_S, agent_of, begun, read_spec, start_supervisor, unpack_code
 from cluster.node.view import read_view
@@ -25,7 +25,7 @@ _POLL_S = 0.02
 
 def restart(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
     """-> {attempt, pid, resume_step} of the attempt that has begun, or {attempt, slurm_id} of one that waits for
-    SLURM.
+    SLURM, or {attempt, waits} of one that waits for other jobs.
     """
     run = RunDir(Path(request["run_dir"]))
     view = read_view(run)
@@ -48,7 +48,8 @@ def restart(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
     start = _await_start(attempt)
     identity = supervisor_of(run)
     return {"attempt": attempt.number, "pid": identity[0] if identity else None,
-            "resume_step": start.resume_step if start else None, "slurm_id": None}
+            "resume_step": start.resume_step if start else None, "slurm_id": None,
+            "waits": "" if start else _waits(attempt)}
 
 
 def _change(request: dict[str, Any], view: dict[str, Any]) -> control.Restart:
@@ -111,13 +112,18 @@ def _by_new_supervisor(run: RunDir, attempt: AttemptDir, change: control.Restart
 
 
 def _await_start(attempt: AttemptDir) -> AttemptStarted | None:
-    """The attempt's first event; None when it takes too long or the attempt ended without one."""
+    """The attempt's first event; None when it waits, takes too long or ended without one."""
     deadline = time.monotonic() + PREPARE_S
     while time.monotonic() < deadline:
         events, _ = read_journal(attempt.journal)
         if start := next((event for event in events if isinstance(event, AttemptStarted)), None):
             return start
-        if any(isinstance(event, AttemptEnded) for event in events):
+        if _waits(attempt) or any(isinstance(event, AttemptEnded) for event in events):
             return None
         time.sleep(_POLL_S)
     return None
+
+
+def _waits(attempt: AttemptDir) -> str:
+    """For what an attempt waits that has not begun."""
+    return (process.read_heartbeat(attempt) or {}).get("waits") or ""

@@ -160,9 +160,18 @@ def _read(run: RunDir) -> _Read | dict[str, Any]:
     try:
         events, _ = read_events(run)
         folded, _ = fold(events, spec["submitted_at"])
-        return _Read(run, spec, events, folded, run.attempts())
+        attempts = run.attempts()
+        return _Read(run, spec, events, _with_newest(folded, attempts), attempts)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise BrokenRun(f"{type(error).__name__}: {error}") from None
+
+
+def _with_newest(folded: Status, attempts: list[AttemptDir]) -> Status:
+    """An attempt that has only begun, or waits, has written nothing yet: the ending of the one before is not the job's.
+    """
+    if isinstance(folded, Ended) and attempts and not attempts[-1].journal.exists():
+        return Pending(attempts[-1].path.stat().st_mtime, attempts[-1].number, "starting")
+    return folded
 
 
 def _queue_for(found: Sequence[_Read], ask: Ask | None = None) -> Queue | None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cluster.contract import RunDir
 from cluster.events import AttemptStarted, Launched, Reason
 from cluster.node import process, waiting
 from cluster.node.kill import kill
+from cluster.node.view import read_view
 from cluster.spec import After, Group
 from tests.helpers import wait_until
 from tests.node.conftest import Job
@@ -118,7 +120,7 @@ def test_what_a_view_means(view: dict[str, object], goes_on: bool | None, text: 
 def test_so_many_points_at_a_time(make_job: MakeJob, tmp_path: Path) -> None:
     log = tmp_path / "log"
     program = f"echo start >> {log}; while [ ! -e {tmp_path}/gate-$0 ]; do sleep 0.02; done"
-    points = [make_job("command", "sh", "-c", program, str(n), group=Group("job", "sweep", str(n), 4, 2))
+    points = [make_job("command", "sh", "-c", program, str(n), group=Group("job", "sweep", str(n), 4, n, 2))
               for n in range(4)]
     for point in reversed(points):
         point.start()
@@ -143,3 +145,21 @@ def test_whether_a_point_has_ended(make_job: MakeJob, tmp_path: Path) -> None:
     job.supervisor.kill()
     wait_until(lambda: waiting.has_ended(job.run), what="a lost supervisor counts as an end")
     assert waiting.has_ended(RunDir(tmp_path / "nothing"))
+
+
+def test_a_job_that_waits_again_has_not_ended(make_job: MakeJob, tmp_path: Path) -> None:
+    """Its last attempt failed; the one that waits has written no event."""
+    gate = make_job("command", "sh", "-c", GATE % (tmp_path / "gate", 0)).start()
+    job = make_job("command", "false", after=after(gate, any=True))
+    job.run.spec.write_bytes(replace(job.spec, after=()).to_json())
+    job.start().ended()
+    assert job.state == "FAILED"
+    job.run.spec.write_bytes(job.spec.to_json())
+    job.start("restart")
+    wait_until(lambda: waits(job), what="it waits")
+    view = read_view(job.run)
+    assert (view["state"], view["attempt"]) == ("PENDING", 1) and gate.spec.id in view["detail"]
+    assert waiting.judge(After("x", str(job.run.path)), view).text
+    (tmp_path / "gate").touch()
+    gate.ended()
+    job.ended()
