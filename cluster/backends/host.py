@@ -36,8 +36,8 @@ class HostBackend:
         argv = torchrun.program(spec, python_word(spec.python), config)
         if spec.kind != "torchrun":
             return [argv]
-        return [["torchrun", "--standalone", f"--nproc-per-node={spec.ranks}", "--max-restarts=0",
-                 "--no-python", "--", *argv]]
+        world = "--standalone" if spec.nodes == 1 else f"--nnodes={spec.nodes}"
+        return [["torchrun", world, f"--nproc-per-node={spec.ranks}", "--max-restarts=0", "--no-python", "--", *argv]]
 
     def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
                code: Payload = b"") -> Answer:

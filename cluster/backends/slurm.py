@@ -4,7 +4,7 @@ It is carried to the login node and runs there as a program of its own: the agen
 submitit is.
 
     python AGENT sbatch      a Request as JSON on stdin -> JSON on the last line of stdout:
-                             {script}, {said} of sbatch --test-only, {ids}, or {error: {exit_code, what, hint}}
+                             {script, said} of sbatch --test-only, {ids}, or {error: {exit_code, what, hint}}
 
 What submitit pickles is `os.execv` with the command line of our own supervisor: from then on nothing of submitit is
 left in the job, and signals reach the supervisor.
@@ -41,7 +41,7 @@ _SRUN = ["--cpu-bind=none", "--mpi=none"]
 class Request:
     """`commands`: one command line per job; several are an array, `parallel` of them at a time (0: all)."""
 
-    do: Literal["script", "test", "submit"]
+    do: Literal["test", "submit"]
     folder: str  # submitit's, seen by all nodes
     options: dict[str, Any]
     commands: tuple[tuple[str, ...], ...]
@@ -52,15 +52,11 @@ def main() -> int:
     raw = json.loads(sys.stdin.read())
     request = Request(**raw | {"commands": tuple(tuple(one) for one in raw["commands"])})
     try:
-        answer = {"script": _script, "test": _test, "submit": _submit}[request.do](request)
+        answer = _test(request) if request.do == "test" else _submit(request)
     except ClusterError as error:
         answer = {"error": {"exit_code": error.exit_code, "what": error.what, "hint": error.hint}}
     print(json.dumps(answer))
     return 0
-
-
-def _script(request: Request) -> dict[str, Any]:
-    return {"script": _script_text(request)}
 
 
 def _test(request: Request) -> dict[str, Any]:

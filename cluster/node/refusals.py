@@ -29,6 +29,8 @@ _KNOWN: tuple[tuple[str, type[ClusterError], str, str | None], ...] = (
     (r"invalid feature", Unusable, "no node has the constraint {constraint}", _YAML),
     (r"invalid node name", Unusable, "there is no such node: nodelist {nodelist}, exclude {exclude}", _YAML),
     (r"reservation", Unusable, "the reservation {reservation} cannot be used", _YAML),
+    (r"job array", Unusable, "so many points at once are more than this SLURM allows",
+     "scontrol show config on the cluster shows MaxArraySize; divide the sweep"),
     (r"time limit", Unusable, "a time limit of {time} minutes is not possible in {where}",
      "a shorter --time is enough: the job goes on in the next allocation"),
     (r"mem(ory)? specification|invalid --mem", Unusable, "the memory asked for cannot be read: {mem}", _YAML),

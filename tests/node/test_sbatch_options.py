@@ -95,6 +95,7 @@ ASKED = {"partition": "gpu", "account": "nix", "constraint": "nix", "nodelist": 
     ("test-only.constraint", Unusable, "no node has the constraint nix"),
     ("test-only.nodelist", Unusable, "there is no such node: nodelist gpu77"),
     ("test-only.gres", Unusable, "this SLURM knows no gpu:9"),
+    ("test-only.array-size", Unusable, "more than this SLURM allows"),
     ("sbatch.unknown-option", Unusable, "sbatch has no option --nonsense"),
     ("sbatch.controller-down", Unreachable, "SLURM's controller does not answer"),
     ("sbatch.controller-hung", Unreachable, "SLURM's controller does not answer"),
