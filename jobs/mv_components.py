@@ -22,17 +22,21 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPImageProcessorPil, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+)
 
 from configs.phase1 import Phase1Run, Tiny
 from jobs.checkpoint import link_tree
+from jobs.data.prompts import check_embeddings, check_rig
 from jobs.data.samples import CAMERAS
 from jobs.data.writing import write_cameras
 from jobs.runtime import JobError
 from jobs.world import mixed_seed
 from models.cameras import Rig
 from models.mv_unet import MultiViewUNet, UNetError, build_unet, load_unet, unet_config
-from models.mvdiffusion import EMA, UNET, PipelineError, load_frozen
+from models.mvdiffusion import EMA, UNET, PipelineError, load_frozen, without_progress_bars
 from models.weights import WeightsError, read_tensor
 
 PROMPTS = "prompt_embeds.pt"
@@ -40,7 +44,7 @@ ABOUT = "mvdiffusion.json"
 WEIGHTS_FILE = "diffusion_pytorch_model"
 _FROZEN = ("vae", "image_encoder", "image_normalizer", "image_noising_scheduler", "scheduler", "feature_extractor")
 _CARRIED = (*_FROZEN, "text_encoder", "tokenizer")
-_SIMILAR = 0.98  # cosine between the prompts of two views
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,_-"  # what a tiny tokenizer knows
 
 _README = """# A multi-view diffusion checkpoint
 
@@ -82,10 +86,10 @@ class Components:
         return digest.hexdigest()
 
 
-def load_components(config: Phase1Run, resume: Path | None, views: int) -> Components:
+def load_components(config: Phase1Run, resume: Path | None, rig: Rig) -> Components:
     """From the checkpoint to resume, else from `pretrained`, else made. Raises JobError."""
     if resume is None and config.pretrained.startswith("random:"):
-        return _made(config, views)
+        return _made(config, rig)
     folder = resume or Path(config.pretrained)
     try:
         frozen = load_frozen(folder)
@@ -97,15 +101,24 @@ def load_components(config: Phase1Run, resume: Path | None, views: int) -> Compo
         key = "resume" if resume else "pretrained"
         raise JobError(f"{key}: {error}",
                        "name a folder in diffusers' format with unet, vae, image_encoder, …") from None
-    _check(unet, prompts, views, given or str(folder / PROMPTS))
+    _check(unet, prompts, rig, Path(given) if given else folder / PROMPTS)
     return Components(unet, frozen, prompts, folder)
 
 
-def _made(config: Phase1Run, views: int) -> Components:
+def _check(unet: MultiViewUNet, prompts: Tensor, rig: Rig, path: Path) -> None:
+    """Raises JobError when UNet, prompts and data are not made for each other."""
+    check_embeddings(prompts, len(rig.names), unet.config.cross_attention_dim, f"prompt_embeds: {path}")
+    check_rig(path, rig)
+    if unet.num_views != len(rig.names):
+        raise JobError(f"the samples have {len(rig.names)} views, the UNet is made for {unet.num_views}",
+                       "train it on samples of its own rig")
+
+
+def _made(config: Phase1Run, rig: Rig) -> Components:
     """Small and random: a function of the seed after `random:`."""
     tiny, seed = config.model.tiny, int(config.pretrained.removeprefix("random:"))
     torch.manual_seed(mixed_seed("components", seed))
-    levels = len(tiny.unet.channels)
+    levels, views = len(tiny.unet.channels), len(rig.names)
     unet = build_unet({
         "attention": config.model.attention, "num_views": views, "in_channels": 8, "out_channels": 4,
         "sample_size": config.model.image_size // 2 ** (len(tiny.vae.channels) - 1),
@@ -118,7 +131,7 @@ def _made(config: Phase1Run, views: int) -> Components:
     prompts = torch.randn(views, tiny.prompt_tokens, tiny.unet.cross_attention_dim)
     if config.prompt_embeds:
         prompts = _read_prompts(Path(config.prompt_embeds))
-        _check(unet, prompts, views, config.prompt_embeds)
+        _check(unet, prompts, rig, Path(config.prompt_embeds))
     return Components(unet, _made_frozen(tiny, config.model.image_size), prompts, None)
 
 
@@ -150,36 +163,11 @@ def _made_frozen(tiny: Tiny, size: int) -> dict[str, Any]:
 
 
 def _read_prompts(path: Path) -> Tensor:
-    """[V, L, D] fp32. Raises JobError."""
-    hint = "prompt embeddings are a torch file of one tensor [views, tokens, width], made for this rig's views"
+    """fp32. Raises JobError."""
     try:
-        saved = read_tensor(path)
+        return read_tensor(path).float()
     except WeightsError as error:
-        raise JobError(f"prompt_embeds: {error}", hint) from None
-    if saved.dim() != 3:
-        raise JobError(f"prompt_embeds: {path}: {list(saved.shape)} are not three dimensions", hint)
-    return saved.float()
-
-
-def _check(unet: MultiViewUNet, prompts: Tensor, views: int, source: str) -> None:
-    """Raises JobError when UNet, prompts and data are not made for each other."""
-    width = unet.config.cross_attention_dim
-    if prompts.shape[2] != width:
-        usual = " (768 is CLIP ViT-L, the text encoder of SD 1.5)" if prompts.shape[2] == 768 else ""
-        raise JobError(f"prompt_embeds: {source} is {prompts.shape[2]} wide, the UNet's cross-attention is {width}: "
-                       f"the prompts were made with another text encoder than this checkpoint's{usual}",
-                       "make them again with the text_encoder of the pretrained folder")
-    if unet.num_views != views or prompts.shape[0] != views:
-        raise JobError(f"the samples have {views} views, the UNet is made for {unet.num_views} and {source} holds "
-                       f"prompts for {prompts.shape[0]}", "all three must be of one rig")
-
-
-def similar_prompts(prompts: Tensor, names: tuple[str, ...]) -> list[str]:
-    """Lines about pairs of views whose prompts are all but the same: the UNet hardly tells them apart by them."""
-    flat = torch.nn.functional.normalize(prompts.flatten(1), dim=1)
-    cosines = flat @ flat.T
-    return [f"note: the prompts of {names[a]} and {names[b]} are nearly the same (cosine {cosines[a, b]:.3f})"
-            for a in range(len(names)) for b in range(a + 1, len(names)) if cosines[a, b] > _SIMILAR]
+        raise JobError(f"prompt_embeds: {error}", "make them with `python -m jobs.data prompts`") from None
 
 
 def write_folder(target: Path, components: Components, own: Path, about: dict[str, Any], rig: Rig | None) -> None:
@@ -189,10 +177,13 @@ def write_folder(target: Path, components: Components, own: Path, about: dict[st
     source = components.source
     for name in _CARRIED:
         if source is None and name in components.frozen:
-            components.frozen[name].save_pretrained(target / name)
+            with without_progress_bars():
+                components.frozen[name].save_pretrained(target / name)
         elif source is not None and (source / name).is_dir():
             inside = source.resolve().is_relative_to(own.resolve())
             (link_tree if inside else shutil.copytree)(source / name, target / name)
+    if source is None:
+        _write_text_encoder(target, components.unet.config.cross_attention_dim)
     config = unet_config(components.unet)
     for name in (UNET, EMA):
         (target / name).mkdir()
@@ -206,6 +197,21 @@ def write_folder(target: Path, components: Components, own: Path, about: dict[st
     if rig is not None:
         images = [f"images/cam_{view:03d}.png" for view in range(len(rig.names))]
         write_cameras(target / CAMERAS, "rig", rig, images)
+
+
+def _write_text_encoder(target: Path, width: int) -> None:
+    """A tokenizer of letters and a random text encoder: without them plain diffusers does not open the folder."""
+    words = [letter + end for letter in _LETTERS for end in ("", "</w>")] + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+    start, end = len(words) - 2, len(words) - 1
+    config = CLIPTextConfig(vocab_size=len(words), hidden_size=width, intermediate_size=width, num_hidden_layers=1,
+                            num_attention_heads=1, projection_dim=width, bos_token_id=start, eos_token_id=end,
+                            pad_token_id=end)
+    torch.manual_seed(0)
+    with without_progress_bars():
+        tokenizer.save_pretrained(target / "tokenizer")
+        CLIPTextModel(config).save_pretrained(target / "text_encoder")
 
 
 def _index(target: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def train_vae(vae: AutoencoderKL, sizes: TinyVae, train: MultiView, val: MultiVi
               stop: StopFlag, say: Callable[[str], None]) -> bool:
     """Train `vae` in place on pictures of `train`, alike on all ranks, and set its scaling factor.
 
-    False when the ranks agreed to stop meanwhile. Raises VaeTooPoor, on every rank, when pictures of `val` come back
+    False when the ranks agreed to stop meanwhile. Raises AgreedError (VaeTooPoor) when pictures of `val` come back
     below `sizes.min_psnr`. A function of the seed, the ranks and the data: a restart makes the same one.
     """
     began = time.monotonic()
@@ -61,10 +61,10 @@ def train_vae(vae: AutoencoderKL, sizes: TinyVae, train: MultiView, val: MultiVi
     vae.register_to_config(scaling_factor=world.value_from_main(_scaling(vae, train, world.device)))
     found = reconstruction_psnr(vae, val, world)
     say(f"vae trained in {duration(time.monotonic() - began)}: validation pictures come back with {found:.2f} dB")
-    if not found >= sizes.min_psnr:
-        raise VaeTooPoor(f"the autoencoder reconstructs the validation pictures with {found:.2f} dB only; "
-                         f"model.tiny.vae.min_psnr is {sizes.min_psnr:g}",
-                         "no UNet can be better than that; raise model.tiny.vae.train_steps or its channels")
+    poor = VaeTooPoor(f"the autoencoder reconstructs the validation pictures with {found:.2f} dB only; "
+                      f"model.tiny.vae.min_psnr is {sizes.min_psnr:g}",
+                      "no UNet can be better than that; raise model.tiny.vae.train_steps or its channels")
+    world.agree(None if found >= sizes.min_psnr else poor)
     return True
 
 

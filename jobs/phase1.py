@@ -41,16 +41,16 @@ def main() -> None:
 def _train(config: Phase1Run, given: argparse.Namespace, world: World, stop: StopFlag) -> None:
     """Check everything, then make the run directory, then train: a bad input leaves nothing behind."""
     from jobs.metrics import Metrics
-    from jobs.mv_components import load_components, similar_prompts
+    from jobs.mv_components import load_components
     from jobs.trainer import Trainer
 
     config = _with_found_paths(config)
     data = _data(config, world)
-    components = world.all_or_none(lambda: load_components(config, _resumed(given), data.views))
+    components = world.all_or_none(lambda: load_components(config, _resumed(given), data.first_rig))
     metrics = Metrics(config.training.max_steps)
     job = open_job("phase1", config, given, world)
     world.on_main(lambda: metrics.open(job.attempt.metrics, open_wandb(config.wandb, config, job)))
-    for note in [*data.notes, *similar_prompts(components.prompts, data.names)]:
+    for note in [*data.notes, *_alike(components, data.first_rig)]:
         metrics.say(note)
     try:
         if components.source is None and not _make_vae(config, components, data, world, stop, metrics):
@@ -79,19 +79,19 @@ def _with_found_paths(config: Phase1Run) -> Phase1Run:
 
 @dataclass(frozen=True)
 class Data:
-    """Checked samples, their rig (None: several), what a resume must share, where it came from, what to tell."""
+    """Checked samples, their rig, what a resume must share, where it came from, what to tell."""
 
     train: MultiView
     val: MultiView
-    rig: Rig | None
-    names: tuple[str, ...]  # of the views
+    first_rig: Rig  # of the first sample
+    one_rig: bool  # it is that of all samples
     identity: dict[str, str]
     provenance: dict[str, str]
     notes: list[str]
 
     @property
     def views(self) -> int:
-        return len(self.names)
+        return len(self.first_rig.names)
 
 
 def _data(config: Phase1Run, world: World) -> Data:
@@ -121,7 +121,7 @@ def _data(config: Phase1Run, world: World) -> Data:
                   for part in (found, found_val))
     provenance = {"training data": data_fingerprint(found.samples),
                   "validation data": data_fingerprint(found_val.samples)}
-    return Data(train, val, first.resized(size, size) if one else None, first.names, identity, provenance, notes)
+    return Data(train, val, first.resized(size, size), one, identity, provenance, notes)
 
 
 def _check(views: int, validation: int, config: Phase1Run) -> None:
@@ -136,6 +136,13 @@ def _check(views: int, validation: int, config: Phase1Run) -> None:
         if config.model.image_size % shrink:
             raise JobError(f"model.image_size = {config.model.image_size} is no multiple of {shrink}, by which "
                            "the tiny autoencoder and UNet shrink it", f"set it to a multiple of {shrink}")
+
+
+def _alike(components: Components, rig: Rig) -> list[str]:
+    from jobs.data.prompts import alike_pairs
+
+    return [f"note: the prompts of {rig.names[a]} and {rig.names[b]} have cosine {cosine:.3f}: the UNet can hardly "
+            "tell these views apart by them" for a, b, cosine in alike_pairs(components.prompts)]
 
 
 def _make_vae(config: Phase1Run, components: Components, data: Data, world: World, stop: StopFlag,
@@ -167,7 +174,8 @@ def _stage(config: Phase1Run, components: Components, data: Data, world: World, 
         job.checkpoints.mkdir(parents=True, exist_ok=True)
         for old in job.checkpoints.glob(f"{_STAGED}*"):
             shutil.rmtree(old, ignore_errors=True)
-        write_folder(staged, components, job.checkpoints, _about(config, components, data), data.rig)
+        write_folder(staged, components, job.checkpoints, _about(config, components, data),
+                     data.first_rig if data.one_rig else None)
 
     world.on_main(stage_folder)
     identity = {**data.identity, "attention": components.unet.attention}
@@ -186,7 +194,7 @@ def _about(config: Phase1Run, components: Components, data: Data) -> dict[str, A
     """mvdiffusion.json of a checkpoint."""
     training = config.training
     return {"version": 1, "attention": components.unet.attention, "num_views": components.unet.num_views,
-            "views": data.names, "rig": data.identity["rig"], "image_size": config.model.image_size,
+            "views": data.first_rig.names, "rig": data.identity["rig"], "image_size": config.model.image_size,
             "background": training.dataset.background, "reference_view_idx": training.reference_view_idx,
             "prediction_type": components.frozen["scheduler"].config.prediction_type,
             "snr_weighting": training.snr_weighting, "snr_gamma": training.snr_gamma,

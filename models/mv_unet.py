@@ -15,12 +15,17 @@ from typing import Any, Literal, get_args
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
+
+from models.weights import WeightsError, read_weights
 
 MultiViewAttention = Literal["front_self", "dense"]
 VIEWS = 6
 CONV_IN = "conv_in.weight"
+_WEIGHT_FILES = tuple(f"diffusion_pytorch_model.{end}" for end in ("safetensors", "fp16.safetensors", "bin"))
 _OURS = {"attention": "front_self", "num_views": VIEWS}  # config keys that plain diffusers ignores
 
 
@@ -114,6 +119,8 @@ def with_condition_channels(config: Mapping[str, Any], weights: Mapping[str, Ten
 
     Raises UNetError for any other number.
     """
+    if CONV_IN not in weights:
+        raise UNetError(f"there is no {CONV_IN} among the weights: they are not those of a UNet2DConditionModel")
     weight = weights[CONV_IN]
     channels = weight.shape[1]
     if channels not in (4, 8):
@@ -130,13 +137,22 @@ def load_unet(folder: Path, attention: MultiViewAttention | None = None) -> Mult
     """
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        plain = UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True,
-                                                     low_cpu_mem_usage=False)
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise UNetError(f"{folder}: no UNet in diffusers' format can be read there: {error}") from None
-    if attention:
-        config["attention"] = attention
-    return with_weights(*with_condition_channels(config, plain.state_dict()))
+    except (OSError, ValueError) as error:
+        raise UNetError(f"{folder}: no UNet in diffusers' format can be read there: config.json: {error}") from None
+    config, weights = with_condition_channels(config, _read_weights(folder))
+    return with_weights({**config, "attention": attention} if attention else config, weights)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """fp32. Raises UNetError."""
+    found = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    if found is None:
+        raise UNetError(f"{folder}: there is none of {', '.join(_WEIGHT_FILES)}")
+    try:
+        weights = read_weights(found) if found.suffix == ".bin" else load_file(found)
+    except (SafetensorError, WeightsError, OSError) as error:
+        raise UNetError(f"{found}: cannot be read: {error}") from None
+    return {name: tensor.float() for name, tensor in weights.items()}
 
 
 def as_multiview(unet: torch.nn.Module) -> MultiViewUNet:

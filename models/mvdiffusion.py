@@ -8,7 +8,8 @@ Nothing here asks a hub: all weights come from folders that the user names.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +20,14 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from PIL import Image
 from torch import Tensor, nn
+from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
+from transformers.utils import logging as transformers_logging
 
 from models.mv_conditioning import class_labels
 from models.mv_unet import MultiViewAttention, MultiViewUNet, UNetError, as_multiview, build_unet, load_unet
 
 __all__ = ["EMA", "UNET", "MVDiffusionPipeline", "MultiViewUNet", "PipelineError", "UNetError", "build_unet",
-           "load_frozen", "load_unet", "to_rgb"]
+           "load_frozen", "load_unet", "to_rgb", "without_progress_bars"]
 
 UNET, EMA = "unet", "unet_ema"  # folders of a checkpoint
 Output = Literal["latent", "pil", "pt"]
@@ -160,11 +163,21 @@ class MVDiffusionPipeline:
         return latents.unflatten(0, (objects, views))
 
 
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """transformers draws one for every file it reads or writes, and leaves a thread behind."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def load_frozen(folder: Path) -> dict[str, Any]:
     """All components but the UNet, by their folders' names, as MVDiffusionPipeline takes them. Raises
     PipelineError."""
-    from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
-
     folder = Path(folder)
     if not folder.is_dir():
         raise PipelineError(f"{folder}: there is no such folder; a diffusers pipeline folder is needed")
@@ -176,7 +189,8 @@ def load_frozen(folder: Path) -> dict[str, Any]:
         try:
             dtype = {"torch_dtype": torch.float32} if name in ("vae", "image_normalizer") else {}
             dtype |= {"dtype": torch.float32} if name == "image_encoder" else {}
-            found[name] = kind.from_pretrained(folder / name, local_files_only=True, **dtype)
+            with without_progress_bars():
+                found[name] = kind.from_pretrained(folder / name, local_files_only=True, **dtype)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise PipelineError(f"{folder / name}: {kind.__name__} cannot be read there: {error}") from None
         if isinstance(found[name], nn.Module):

@@ -104,16 +104,17 @@ def test_the_common_commands_load_only_the_standard_library(command: list[str], 
     assert loaded & HEAVY == set()
 
 
-def test_no_key_of_a_run_file_is_dead() -> None:
-    """Each key of phase 3's run file is read somewhere in jobs/ or models/."""
+@pytest.mark.parametrize("stage", ["phase1", "phase3"])
+def test_no_key_of_a_run_file_is_dead(stage: str) -> None:
+    """Each key of a run file is read somewhere in jobs/ or models/."""
     from configs.keys import known_keys
-    from configs.schema import Phase3Run
+    from configs.schema import SCHEMAS
 
     nodes = [node for package in ("jobs", "models") for name in sources(package)
              for node in ast.walk(ast.parse((ROOT / name).read_text(), name))]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     read |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    words = {key.rpartition(".")[2] for key in known_keys(Phase3Run) if not key.startswith("resources")}
+    words = {key.rpartition(".")[2] for key in known_keys(SCHEMAS[stage]) if not key.startswith("resources")}
     assert sorted(words - read) == []
 
 

@@ -1,10 +1,11 @@
 """Starts ranks by fork, torch imported once: a request per line on stdin {"ranks", "env"}, exit codes on
-stdout.
+stdout. They run the small stage, or with "module" and "argv" the job of that module.
 
 Much faster than a torchrun per scenario, and one process per rank all the same. Run as a module.
 """
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -13,12 +14,13 @@ import sys
 import torch
 
 from jobs.runtime import run_job
-from tests.jobs.small_stage import main
 
 
-def fork_rank(rank: int, ranks: int, port: int, env: dict[str, str]) -> int:
+def fork_rank(rank: int, ranks: int, port: int, env: dict[str, str], module: str, argv: list[str]) -> int:
+    main = importlib.import_module(module).main
     if pid := os.fork():
         return pid
+    sys.argv = [module, *argv]
     os.environ.update(env, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port))
     os.dup2(os.open(env["OUTPUT"] + f".{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
@@ -45,6 +47,7 @@ if __name__ == "__main__":
     for line in sys.stdin:
         asked = json.loads(line)
         port = free_port()
-        pids = [fork_rank(rank, asked["ranks"], port, asked["env"]) for rank in range(asked["ranks"])]
+        module, argv = asked.get("module", "tests.jobs.small_stage"), asked.get("argv", [])
+        pids = [fork_rank(rank, asked["ranks"], port, asked["env"], module, argv) for rank in range(asked["ranks"])]
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         print(json.dumps(codes), flush=True)

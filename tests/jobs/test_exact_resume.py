@@ -1,46 +1,14 @@
 """A run that was stopped or killed and resumed has the losses of one that was not, bit for bit."""
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster.contract import BadCheckpoint, RunDir, list_checkpoints, merged_metrics, read_json_lines, verify_checkpoint
-from tests.helpers import wait_until
+from tests.jobs.conftest import Start
 
-Start = Callable[..., list[int]]
 TIMES = {"t", "it_s", "eta_s", "save_s", "path"}
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """start(run, ranks, attempt, resume, fault) -> exit codes. No process of it may outlive its rank."""
-    root = Path(__file__).parents[2]
-    forker = subprocess.Popen([sys.executable, "-m", "tests.jobs.ranks"], cwd=root, text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
-    assert forker.stdin and forker.stdout
-
-    def start_ranks(run: Path, ranks: int, attempt: int = 0, resume: Path | None = None, fault: str = "") -> list[int]:
-        assert forker.stdin and forker.stdout
-        env = {"LAUNCH_RUN_DIR": str(run), "LAUNCH_JOB_ID": run.name, "LAUNCH_ATTEMPT": str(attempt),
-               "LAUNCH_RESUME": str(resume or ""), "FAULT": fault or "NONE", "OUTPUT": f"{run}.out"}
-        forker.stdin.write(json.dumps({"ranks": ranks, "env": env}) + "\n")
-        forker.stdin.flush()
-        codes = json.loads(forker.stdout.readline())
-        wait_until(lambda: session(forker.pid) == [forker.pid], what="the loader processes are gone")
-        return codes
-
-    yield start_ranks
-    forker.stdin.close()
-    assert forker.wait(10) == 0
-    forker.stdout.close()
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -53,16 +21,6 @@ def reference(request: pytest.FixtureRequest, start: Start,
     assert [line["step"] for line in lines] == list(range(1, 41))
     assert len({line["loss"] for line in lines}) == 40
     return request.param, lines
-
-
-def session(leader: int) -> list[int]:
-    """The living processes of a session."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(OSError, psutil.Error):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
 
 
 def steps_of(run: Path) -> list[dict]:
