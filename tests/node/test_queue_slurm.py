@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import pytest
@@ -90,12 +89,12 @@ def test_a_hung_controller_changes_nothing_and_is_said_in_time(jobs: Jobs) -> No
     jobs.add("a", id, started=True)
     before = jobs.status()["jobs"]["a"]
     with jobs.bed.controller_hung(), jobs.bed.calls() as calls:
-        time.sleep(2.1)  # the last answer is fresh for two seconds
+        assert poll(lambda: jobs.status()["unasked"], 10)  # the last answer is fresh for two seconds
         for _ in range(3):
             answer = jobs.status()
             assert answer["took_s"] < 2.9 and "squeue did not answer in 2.5 s; shown as of" in answer["unasked"]
             assert answer["jobs"]["a"]["state"] == before["state"]
-        assert calls.count()["squeue"] == 1
+        assert calls.count()["squeue"] <= 3  # a pause of 2 s, of 4 s, …
 
 
 def test_a_kill_takes_a_waiting_job_and_a_waiting_point_of_an_array_out_of_the_queue(jobs: Jobs) -> None:
