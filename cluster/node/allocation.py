@@ -1,7 +1,8 @@
 """A SLURM allocation as the place of a supervisor: what it says about itself, its signals, and the way to the next one.
 
     SIGUSR2   the bell: look into control/ at once (the loop wakes for any signal)
-    SIGUSR1   the warning, of the time limit or of a preemption: save, then requeue
+    SIGUSR1   the warning, of a preemption or of the time limit: save, then requeue; where the end is known the clock
+              warns of it, for SLURM may be a minute early
     SIGTERM   the scheduler ends it; whether the job comes again the queue says
 
 No lock: where a lost node comes back two supervisors of one job may live, on hosts that see the same files late. The
@@ -36,10 +37,8 @@ from cluster.spec import JobSpec
 
 FENCE_S = 10.0  # from one look for a newer attempt to the next
 FENCE_GRACE_S = 20.0
-LAST_CALL_S = 30.0  # before the end, when no warning came; a quarter of what was left at the start if that is less
+WARNING_S = 120.0  # before the end it saves, or by its own grace if that is longer; half of the allocation at most
 LAST_S = 5.0  # of the allocation: for the ending and the requeue
-WARNING_S = 120.0  # launch asks to be warned so long before the end, or by the grace of the job if that is longer …
-EARLY_S = 90.0  # … and SLURM may be a minute early
 ROOM_S = 120.0  # an attempt that would have less than this is made in the next allocation
 KILL_WAIT_S = 30.0  # SLURM's default: from SIGTERM to SIGKILL
 ALARM_S = 2.0  # for squeue to say what a signal means
@@ -101,7 +100,7 @@ class Allocation(Place):
         self._kill_wait_s = KILL_WAIT_S
         self._told: Told | None = None
         self._answered = False  # the last question
-        self._last_call = math.inf  # time.monotonic: without a warning until then it warns itself
+        self._last_call = math.inf  # time.monotonic: when it warns itself
         self._alarm: float | None = None  # time.monotonic of a signal whose meaning squeue is being asked for
         self._ending = False  # SLURM ends the job by its own will
         self._fenced = False
@@ -161,20 +160,28 @@ class Allocation(Place):
                 terminated = self._loop.terminated
                 self._loop.terminated = self._loop.warned = False
                 self._alarm, self._last_call = None, math.inf
-                return [self._stop(terminated)]
+                stop = self._stop(terminated)
+                return [stop] if stop else []
         return []
 
-    def _stop(self, terminated: bool) -> Stop:
+    def _stop(self, terminated: bool) -> Stop | None:
+        """None: the warning is an early one, its time will come."""
         told, left_s = self._told or Told(0.0), self.left_s
         if terminated and not (self._answered and told.preempted and not told.ending):
             timed_out = told.timed_out or left_s is not None and left_s <= LAST_S
             self._ending = not timed_out
             return Stop("SLURM", "scheduler", self._kill_wait_s * 2 / 3,
                         reason=Reason.TIME_LIMIT if timed_out else Reason.SCHEDULER)
-        near = left_s is not None and left_s <= self._warning_s + EARLY_S
-        preempted = told.preempted if self._answered else not near
+        preempted = self._answered and told.preempted
         grace_s = None if left_s is None or math.isinf(left_s) else max(left_s / 2, left_s - LAST_S)
-        return Stop("SLURM", "scheduler", grace_s, reason=Reason.PREEMPTED if preempted else Reason.TIME_LIMIT)
+        if preempted or grace_s is None or left_s is None:
+            return Stop("SLURM", "scheduler", grace_s, reason=Reason.PREEMPTED if preempted else Reason.SCHEDULER)
+        if left_s <= self._warning_s + LAST_S:
+            return Stop("SLURM", "scheduler", max(0.0, grace_s), reason=Reason.TIME_LIMIT)
+        if not self._answered:
+            return Stop("SLURM", "scheduler", reason=Reason.SCHEDULER)
+        self._last_call = time.monotonic() + left_s - self._warning_s
+        return None
 
     # --- what follows -----------------------------------------------------------------------------------------
 
@@ -218,7 +225,8 @@ class Allocation(Place):
         self._question = None
         left_s = self.left_s
         if self._alarm is None and left_s is not None:
-            self._last_call = time.monotonic() + left_s - min(LAST_CALL_S, left_s / 4)
+            self._warning_s = min(self._warning_s, left_s / 2)
+            self._last_call = time.monotonic() + left_s - self._warning_s
 
 
 def id_of(env: Mapping[str, str]) -> str:

@@ -54,6 +54,10 @@ class Scheduler:
         aside.write_text(script + "\n")
         aside.rename(self.directory / f"{tool}-{word}")
 
+    def warns(self, job: Job, left: str = "0:40") -> None:
+        self.left(left)
+        job.supervisor.send_signal(signal.SIGUSR1)
+
     @property
     def calls(self) -> list[str]:
         path = self.directory / "calls"
@@ -100,15 +104,14 @@ def starts(job: Job) -> list[AttemptStarted]:
 
 def test_the_warning_saves_and_requeues_and_the_next_allocation_resumes(make: MakeJob, slurm: Scheduler) -> None:
     job = make("sh", "-c", f"case $1 in --from) echo from $2; exit;; esac; {SAVES}", "sh", resume_rule=GLOB)
-    slurm.left("3:00")
     slurm.start(job).says("up")
     slurm.asked()
-    job.supervisor.send_signal(signal.SIGUSR1)
+    slurm.warns(job)
     assert ended(job) == 1
     assert isinstance(job.status, Restarting) and job.endings[-1].next == "requeue"
     assert job.endings[-1].reason is Reason.TIME_LIMIT and "scontrol requeue 77" in slurm.calls
     [stop] = [event for event in job.events if isinstance(event, StopAsked)]
-    assert (stop.by, stop.why) == ("SLURM", "scheduler") and 150 < stop.grace_s < 180
+    assert (stop.by, stop.why) == ("SLURM", "scheduler") and 30 < stop.grace_s < 40
 
     assert ended(slurm.start(job, restarts=1)) == 0
     assert isinstance(job.status, Completed) and f"from {job.run.code}/ckpt-1" in job.log()
@@ -125,6 +128,17 @@ def test_a_warning_far_from_the_end_is_a_preemption_when_squeue_says_so(make: Ma
     assert job.endings[-1].reason is Reason.PREEMPTED and "scontrol requeue 77" in slurm.calls
     [stop] = [event for event in job.events if isinstance(event, StopAsked)]
     assert 10 < stop.grace_s < 20
+
+
+def test_an_early_warning_of_the_time_limit_waits_for_its_time(make: MakeJob, slurm: Scheduler) -> None:
+    slurm.left("0:08")
+    job = slurm.start(make("sh", "-c", SAVES))
+    job.says("up")
+    slurm.warns(job, "0:10")
+    wait_until(lambda: len([call for call in slurm.calls if "show config" in call]) >= 2)
+    assert job.state == "RUNNING"
+    slurm.left("0:05")
+    assert ended(job) == 1 and job.endings[-1].reason is Reason.TIME_LIMIT
 
 
 def test_without_a_warning_it_warns_itself_before_the_end(make: MakeJob, slurm: Scheduler) -> None:
@@ -176,7 +190,7 @@ def test_a_kill_overrules_the_scheduler(make: MakeJob, slurm: Scheduler) -> None
     slow = "trap 'echo told; sleep 1; exit 0' TERM; echo up; while :; do sleep 0.05; done"
     job = slurm.start(make("sh", "-c", slow))
     job.says("up")
-    job.supervisor.send_signal(signal.SIGUSR1)
+    slurm.warns(job)
     job.says("told")
     job.ask(control.Stop("me@here"))
     assert ended(job) == 1 and isinstance(job.status, Cancelled)
@@ -187,7 +201,7 @@ def test_a_restart_asked_meanwhile_is_done_in_the_next_allocation(make: MakeJob,
     slow = "trap 'echo told; sleep 1; exit 0' TERM; echo up; while :; do sleep 0.05; done"
     job = slurm.start(make("sh", "-c", slow))
     job.says("up")
-    job.supervisor.send_signal(signal.SIGUSR1)
+    slurm.warns(job)
     job.says("told")
     new = replace(job.spec, argv=("echo", "changed"))
     job.ask(control.Restart("me@here", spec=new.to_json().decode()))
@@ -198,14 +212,13 @@ def test_a_restart_asked_meanwhile_is_done_in_the_next_allocation(make: MakeJob,
 # --- what follows -------------------------------------------------------------------------------------------
 
 def test_where_requeue_is_forbidden_it_goes_on_under_a_new_id(make: MakeJob, slurm: Scheduler) -> None:
-    slurm.left("3:00")
     slurm.answers("scontrol", "requeue", "echo 'Requested operation is presently disabled for job 77' >&2; exit 1")
     slurm.answers("squeue", "-t", "echo '80|afterok:77(unfulfilled),afterany:60(unfulfilled)'; echo '81|afterok:777(unfulfilled)'")
     (slurm.directory / "sbatch.out").write_text("Submitted batch job 78\n")
     (slurm.directory / "sinfo.out").write_text("gpu01|main*|16|gpu:8|infinite|idle\n")
     job = slurm.start(make("sh", "-c", SAVES))
     job.says("up")
-    job.supervisor.send_signal(signal.SIGUSR1)
+    slurm.warns(job)
     assert ended(job) == 1 and job.endings[-1].next == "requeue"
     assert '"78"' in job.run.slurm.read_text()
     [script] = [call.split()[-1] for call in slurm.calls if call.startswith("sbatch ")]
@@ -215,36 +228,34 @@ def test_where_requeue_is_forbidden_it_goes_on_under_a_new_id(make: MakeJob, slu
 
 
 def test_a_job_that_can_neither_be_requeued_nor_continued_ends_and_says_so(make: MakeJob, slurm: Scheduler) -> None:
-    slurm.left("3:00")
     slurm.answers("scontrol", "requeue", "echo 'Requested operation is presently disabled' >&2; exit 1")
     (slurm.directory / "sinfo.out").write_text("gpu01|main*|16|gpu:8|infinite|idle\n")
     slurm.answers("sbatch", "--parsable", "exit 1")
     (slurm.directory / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: Invalid account' >&2; exit 1\n")
     job = slurm.start(make("sh", "-c", SAVES))
     job.says("up")
-    job.supervisor.send_signal(signal.SIGUSR1)
+    slurm.warns(job)
     assert ended(job) == 1
     assert isinstance(job.status, Timeout) and "presently disabled" in job.status.detail and "launch restart" in job.status.detail
 
 
 def test_a_controller_that_does_not_answer_is_asked_again(make: MakeJob, slurm: Scheduler) -> None:
-    slurm.left("3:00")
     busy = "rm scontrol-requeue; echo 'slurm_requeue error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
     slurm.answers("scontrol", "requeue", busy)
     job = slurm.start(make("sh", "-c", SAVES))
     job.says("up")
-    job.supervisor.send_signal(signal.SIGUSR1)
+    slurm.warns(job)
     assert ended(job) == 1
     assert slurm.calls.count("scontrol requeue 77") == 2 and not any("sbatch" in call for call in slurm.calls)
 
 
 def test_three_allocations_without_progress_end_it_and_name_the_remedy(make: MakeJob, slurm: Scheduler) -> None:
     job = make("sh", "-c", "trap 'exit 0' TERM; echo up; while :; do sleep 0.05; done")
-    slurm.left("3:00")
     for restarts in range(3):
+        slurm.left("1:00:00")
         slurm.start(job, restarts=restarts)
         wait_until(lambda: len(job.run.attempts()) == restarts + 1 and "up" in job.log())
-        job.supervisor.send_signal(signal.SIGUSR1)
+        slurm.warns(job)
         assert ended(job) == 1
     assert isinstance(job.status, Timeout) and "--time" in job.status.detail
     assert slurm.calls.count("scontrol requeue 77") == 2
