@@ -23,7 +23,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 data/demo/data_train.txt: | install
-	$(BIN)/python -m jobs.data.toy data/demo
+	$(BIN)/python -m jobs.data toy data/demo
 
 demo: install data/demo/data_train.txt
 	$(BIN)/launch submit phase3 --node local --config demo --follow

@@ -56,13 +56,6 @@ def with_found(config: Any, *keys: str) -> Any:
     return msgspec.structs.replace(config, **{key: find_path(getattr(config, key)) for key in keys})
 
 
-def common_rig(train: Found, val: Found) -> str:
-    """The fingerprint of the rig, or of all rigs together; validation must use no other ones. Raises JobError."""
-    from jobs.data.rigs import rig_identity
-
-    return rig_identity(train.samples, val.samples)["rig"]
-
-
 def told(what: str, path: str, found: Found) -> list[str]:
     """Lines for people about one list of samples."""
     notes = [f"{what} data: {len(found.samples)} samples of {len(found.samples[0].frames)} views; {path}, "

@@ -22,7 +22,7 @@ THRESHOLD = 0.97  # least explained fraction of a sound view
 DEPTHS = 128  # points per ray: half a pixel apart in the other views at 128 px
 RAYS = 512  # silhouette pixels tested per view, evenly spread: a fraction is then known to .002
 _INSIDE = 0.5  # alpha of a pixel that has to be explained
-_ALLOWED = 0.05  # alpha of a pixel that may explain: half-covered edges and hair count
+_ALLOWED = 0.01  # alpha of a pixel that may explain: half-covered edges and hair count
 _SLACK_PX = 1  # pixels a silhouette is widened by when it explains another one
 _BORDER_PX = 2  # a silhouette this close to the edge of its frame may go on beyond it
 _REACH = 2 / 3  # of the median camera distance: the object is within this radius (1.8 at |c| = 2.7)
@@ -48,24 +48,27 @@ def explained(alpha: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> Tensor:
     object at the origin (any unit). 128 px are enough, and what the constants above were chosen for.
     Raises ValueError for fewer than two views.
     """
-    return torch.tensor([tested(alpha, c2w, fxfycxcy, view).fraction for view in range(len(alpha))])
+    return torch.tensor([view.fraction for view in tested(alpha, c2w, fxfycxcy)])
 
 
-def tested(alpha: Tensor, c2w: Tensor, fxfycxcy: Tensor, view: int, rays_at_most: int = RAYS) -> Tested:
-    """Test the silhouette of one view against all others; arguments as in `explained`."""
+def tested(alpha: Tensor, c2w: Tensor, fxfycxcy: Tensor, rays_at_most: int = RAYS) -> list[Tested]:
+    """Test the silhouette of each view against all others; arguments as in `explained`."""
     if len(alpha) < 2:
         raise ValueError("one view alone has nothing to agree with: a visual hull needs two")
-    allowed, beyond = _allowed(alpha), _goes_on_beyond(alpha)
-    pixels = _spread(alpha[view].flatten() > _INSIDE, rays_at_most)
-    points, ray = _points(c2w, fxfycxcy, alpha.shape[-2:], view, pixels)
-    for other in _most_sideways_first(c2w, view):
-        inside, place = _project(points, c2w[other], fxfycxcy[other], alpha.shape[-2:])
-        # A point outside the frame is unknown where the object is cut by the frame, else it is background.
-        keep = torch.where(inside, allowed[other][place], beyond[other])
-        points, ray = points[keep], ray[keep]
-    hit = torch.zeros(len(pixels), dtype=torch.bool, device=alpha.device)
-    hit[ray] = True
-    return Tested(pixels, hit)
+    allowed, beyond = _allowed(alpha), reaches_edge(alpha)
+    found = []
+    for view, silhouette in enumerate(alpha.flatten(1) > _INSIDE):
+        pixels = _spread(silhouette, rays_at_most)
+        points, ray = _points(c2w, fxfycxcy, alpha.shape[-2:], view, pixels)
+        for other in _most_sideways_first(c2w, view):
+            inside, place = _project(points, c2w[other], fxfycxcy[other], alpha.shape[-2:])
+            # A point outside the frame is unknown where the object is cut by the frame, else it is background.
+            keep = torch.where(inside, allowed[other][place], beyond[other])
+            points, ray = points[keep], ray[keep]
+        hit = torch.zeros(len(pixels), dtype=torch.bool, device=alpha.device)
+        hit[ray] = True
+        found.append(Tested(pixels, hit))
+    return found
 
 
 def _allowed(alpha: Tensor) -> Tensor:
@@ -74,8 +77,8 @@ def _allowed(alpha: Tensor) -> Tensor:
     return wide.flatten(1) > 0
 
 
-def _goes_on_beyond(alpha: Tensor) -> Tensor:
-    """bool [V]: whether the silhouette reaches the edge of the frame."""
+def reaches_edge(alpha: Tensor) -> Tensor:
+    """bool [V] for alpha [V, H, W]: whether the silhouette reaches the edge of its frame and may go on beyond it."""
     edge = torch.ones_like(alpha[0], dtype=torch.bool)
     edge[_BORDER_PX:-_BORDER_PX, _BORDER_PX:-_BORDER_PX] = False
     return ((alpha > _ALLOWED) & edge).flatten(1).any(1)

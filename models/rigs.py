@@ -15,7 +15,7 @@ from models.cameras import RADIUS, Rig, mv6, orbit32
 
 STANDARD = {"mv6": mv6, "orbit32": orbit32}
 PROMPT = "a rendering image of 3D models, {view} view, color map."  # what the public checkpoints were trained with
-SAME = 2e-3  # world units: cameras closer than this are one camera
+SAME = 2e-3  # of `nearest_views`: cameras closer than this are one camera
 
 
 def prompts(rig: Rig, template: str = PROMPT) -> list[str]:
@@ -78,15 +78,15 @@ def mismatch(here: str, ours: Rig, there: str, theirs: Rig) -> str:
     order = matching_views(ours, theirs)
     if len(ours.names) == len(theirs.names) and None not in order and order != sorted(order):  # type: ignore[type-var]
         said.append(f"the same cameras in another order: {[theirs.names[view] for view in order if view is not None]}")
-    else:
+    elif ours.names == theirs.names:
         said.append(ours.difference(theirs) or "their cameras differ slightly")
     return "; ".join(said)
 
 
 def nearest_views(rig: Rig, other: Rig) -> tuple[Tensor, Tensor]:
     """For each view of `rig` the view of `other` whose camera is nearest, [V], and how far it is, [V]: the
-    largest difference of an entry of c2w (so 2.7 rad are about as much as 2.7 units)."""
-    distances = (rig.c2w[:, None] - other.c2w[None]).abs().amax((2, 3))
+    Frobenius norm of the difference of c2w (place in world units and direction together)."""
+    distances = (rig.c2w[:, None] - other.c2w[None]).flatten(2).norm(dim=2)
     nearest = distances.min(1)
     return nearest.indices, nearest.values
 

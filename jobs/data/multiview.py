@@ -146,18 +146,24 @@ def read_pixels(sample: Sample, size: int, background: tuple[float, float, float
     return torch.stack([_read_view(sample.name, frame.image, size, background) for frame in sample.frames])
 
 
-def _read_view(name: str, path: Path, size: int, background: tuple[float, float, float]) -> Tensor:
+def read_rgba(name: str, path: Path) -> np.ndarray:
+    """uint8 [H, W, 4], straight alpha. Raises BadSample for a picture that is broken or wholly transparent."""
     try:
         with Image.open(path) as image:
-            rgba = np.asarray(image.convert("RGBA"), dtype=np.float32) / 255
+            rgba = np.asarray(image.convert("RGBA"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         # the last two: PIL, for a broken chunk
         raise BadSample(name, str(path), f"cannot be decoded: {error}",
                         "render or export this image again") from None
-    alpha = rgba[..., 3:]
-    if not alpha.any():
+    if not rgba[..., 3].any():
         raise BadSample(name, str(path), "is fully transparent: the object is not in it",
                         "check the segmentation of this view, or remove the sample from the list")
+    return rgba
+
+
+def _read_view(name: str, path: Path, size: int, background: tuple[float, float, float]) -> Tensor:
+    rgba = read_rgba(name, path).astype(np.float32) / 255
+    alpha = rgba[..., 3:]
     # Composited before it is resized: RGB is 0 where alpha is 0, so resizing it straight darkens the
     # silhouette.
     rgb = rgba[..., :3] * alpha + np.asarray(background, dtype=np.float32) * (1 - alpha)

@@ -32,6 +32,7 @@ _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _PNG_WITH_ALPHA = (4, 6)  # colour types: grey + alpha, RGBA
 _SHOWN = 10  # defects in one message
 
+_AIM = ("behind-camera", "misses-object")  # defects of cameras that do not see the world origin
 _REMEDIES = {
     "shape": "write w2c as four rows of four numbers",
     "non-finite": "recompute this camera; the calibration of this view failed",
@@ -115,13 +116,14 @@ def _find(line: str, list_directory: Path) -> tuple[Path | None, str]:
     return None, ""
 
 
-def read_sample(name: str, directory: Path | None) -> Sample:
-    """Read and check cameras and PNG headers. Raises BadSample."""
+def read_sample(name: str, directory: Path | None, centred: bool = True) -> Sample:
+    """Read and check cameras and PNG headers; `centred`: the object is at the world origin. Raises BadSample."""
     if directory is None:
         raise BadSample(name, "directory", "does not exist (looked relative to the list file and to the "
                         "current directory)", "correct or remove this line of the list file")
     raw = read_cameras(name, directory)
-    frames = tuple(_read_frame(name, directory, index, frame) for index, frame in enumerate(raw["frames"]))
+    frames = tuple(_read_frame(name, directory, index, frame, centred)
+                   for index, frame in enumerate(raw["frames"]))
     digest = hashlib.sha256(json.dumps(raw["frames"], sort_keys=True).encode())
     for frame in frames:
         digest.update(str(frame.image.stat().st_size).encode())
@@ -177,7 +179,7 @@ def read_cameras(name: str, directory: Path) -> dict[str, Any]:
     return raw
 
 
-def _read_frame(name: str, directory: Path, index: int, raw: Any) -> Frame:
+def _read_frame(name: str, directory: Path, index: int, raw: Any, centred: bool) -> Frame:
     where = f"{directory / CAMERAS}, frame {index}"
     missing = [key for key in ("w", "h", "fx", "fy", "cx", "cy", "w2c", "file_path")
                if not isinstance(raw, dict) or key not in raw]
@@ -190,6 +192,8 @@ def _read_frame(name: str, directory: Path, index: int, raw: Any) -> Frame:
         defects = camera_defects([list(row) for row in w2c], *fxfycxcy, width, height)
     except (TypeError, ValueError, OverflowError) as error:
         raise BadSample(name, where, f"a camera value is no number: {error}", "write plain numbers") from None
+    if not centred:
+        defects = [defect for defect in defects if not defect.startswith(_AIM)]
     if defects:
         raise BadSample(name, f"{where} ({raw['file_path']})", defects[0],
                         _REMEDIES.get(defects[0].split(":")[0], "correct the camera"))

@@ -1,4 +1,4 @@
-"""A small procedural data set: `python -m jobs.data.toy OUT [--samples 40 --val 8 --size 64 --seed 0]`.
+"""A small procedural data set: `python -m jobs.data toy OUT [--samples 40 --val 8 --size 64 --seed 0]`.
 
 Parametric mice made of Gaussians (body, head, ears, feet, tail; pose, size and fur vary), rendered on the
 mv6 rig in the format of jobs.data.samples. A few seconds; the same arguments give the same mice.
@@ -6,10 +6,7 @@ mv6 rig in the format of jobs.data.samples. A few seconds; the same arguments gi
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from jobs.data.samples import CAMERAS
-from jobs.data.writing import write_cameras
-from jobs.runtime import JobError, run_job
+from jobs.data.writing import new_data_set, write_cameras
+from jobs.runtime import JobError
 from jobs.world import mixed_seed
 from models.cameras import Rig, mv6
 from models.gaussians import SH_C0, Gaussians, render
 
-_METADATA = "metadata.json"
 _OPACITY = 0.95
 _FUR = 0.04  # standard deviation of a splat's brightness
 
@@ -119,22 +115,10 @@ def make(out: Path, samples: int, val: int, size: int, seed: int) -> bool:
     """Write the data set; False when exactly this one is there already. Raises JobError."""
     wanted = {"made_by": "jobs.data.toy", "version": 3, "samples": samples, "val": val, "size": size,
               "seed": seed, "rig": mv6(size).fingerprint}
-    if (out / _METADATA).is_file() and json.loads((out / _METADATA).read_bytes()) == wanted:
-        return False
-    if out.is_dir() and os.listdir(out):
-        raise JobError(f"{out} is not empty and is not this data set",
-                       "name a new directory, or remove it first")
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
-        _write(aside, samples, val, size, seed)
-        (aside / _METADATA).write_text(json.dumps(wanted, indent=1))
-        os.rename(aside, out)
-    except OSError as error:
-        raise JobError(f"cannot write {error.filename or out}: {error.strerror}") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return True
+    with new_data_set(out, wanted) as directory:
+        if directory is not None:
+            _write(directory, samples, val, size, seed)
+    return directory is not None
 
 
 def _write(out: Path, samples: int, val: int, size: int, seed: int) -> None:
@@ -146,21 +130,21 @@ def _write(out: Path, samples: int, val: int, size: int, seed: int) -> None:
     (out / "data_val.txt").write_text("".join(f"{name}\n" for name in names[samples:]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m jobs.data.toy",
-                                     description="A small procedural six-view data set of mice.")
+def add(verbs: argparse._SubParsersAction) -> None:
+    parser = verbs.add_parser("toy", help="make a small procedural six-view data set of mice")
     parser.add_argument("out", type=Path, help="a directory to make")
-    parser.add_argument("--samples", type=int, default=40, help="training samples")
-    parser.add_argument("--val", type=int, default=8, help="validation samples")
-    parser.add_argument("--size", type=int, default=64, help="px")
+    parser.add_argument("--samples", type=int, default=40, help="training samples (40)")
+    parser.add_argument("--val", type=int, default=8, help="validation samples (8)")
+    parser.add_argument("--size", type=int, default=64, help="px (64)")
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Raises JobError."""
     if min(given.samples, given.val, given.size) < 1:
-        parser.error("--samples, --val and --size must be at least 1")
+        raise JobError("--samples, --val and --size must be at least 1")
     new = make(given.out, given.samples, given.val, given.size, given.seed)
     print(f"{given.samples} + {given.val} samples of 6 views at {given.size} px in {given.out}"
           + ("" if new else " (there already)"))
-
-
-if __name__ == "__main__":
-    run_job(main, rank=0)
+    return 0
