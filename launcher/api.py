@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from launcher.again import Again
     from launcher.control import Killed
     from launcher.groups import GroupDraft
+    from launcher.index import Index
     from launcher.logs import LogReader, Which
     from launcher.restart import Restarted, RestartPlan
     from launcher.stages import Request
@@ -94,12 +95,17 @@ def submit(request: Request) -> list[Submitted]:
 def advance() -> list[str]:
     """Go on with what an earlier command began and this computer still has to submit -> words about it."""
     with open_index() as index:
-        if not index.held():
-            return []
-        from launcher import held
+        submitted, notes = _advance(index)
+        return [*submitted, *notes]
 
-        result = held.advance(index)
-        return [f"{one.id} is submitted to {one.node} now" for one in result.submitted] + result.notes
+
+def _advance(index: Index) -> tuple[list[str], list[str]]:
+    if not index.held():
+        return [], []
+    from launcher import held
+
+    result = held.advance(index)
+    return [f"{one.id} is submitted to {one.node} now" for one in result.submitted], result.notes
 
 
 def pending(group: str) -> list[str]:
@@ -171,14 +177,24 @@ def restart(plan: RestartPlan, *, grace_s: float | None = None) -> Restarted:
         return restarting.restart(index, plan, grace_s)
 
 
-def wait(jobs: Sequence[str], *, start: Path | None = None) -> list[JobStatus]:
-    """Block until all of these jobs have ended -> their last states, in the order given."""
+def wait(jobs: Sequence[str], *, tell: Callable[[str], None] = lambda text: None,
+         start: Path | None = None) -> list[JobStatus]:
+    """Block until all of these jobs have ended -> their last states, in the order given.
+
+    What this computer holds until some of them have ended is submitted then, with a word to `tell`.
+    """
     from launcher import control
 
     start = start or Path.cwd()
     with open_index() as index:
         settle_leftovers(index, start)
-        return control.wait(index, jobs, start)
+        while True:
+            ended = control.wait(index, jobs, start)
+            submitted, notes = _advance(index)
+            for text in [*submitted, *notes]:
+                tell(text)
+            if not submitted:
+                return ended
 
 
 def show(job: str, *, start: Path | None = None) -> Details:

@@ -12,7 +12,7 @@ from launcher.errors import Interrupted
 def run(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     try:
-        ended = api.wait(args.jobs, start=here())
+        ended = api.wait(args.jobs, tell=tell, start=here())
     except KeyboardInterrupt:
         names = shlex.join(args.jobs)
         raise Interrupted("\nnot waiting any more; the jobs go on",

@@ -1,6 +1,7 @@
 """A pipeline's file: what each stage waits for and takes, which run file it gets, and mistakes with their line."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,16 @@ def test_a_mistake_in_a_run_file_or_a_set(project: Path, text: str, sets: tuple[
         for member in members(project, FILE, "quick", *sets).values():
             values(project, member)
     assert said in str(caught.value)
+
+
+def test_the_example_of_the_documents_is_valid(project: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text()
+    [text] = re.findall(r"^```yaml\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
+    for name in ("phase1", "phase2", "phase3"):
+        (project / "configs" / "stages" / f"{name}.yaml").write_text(STAGE)
+        (project / "configs" / "runs" / name).mkdir()
+        run = "checkpoint: null\ndata: null\ntraining: {max_steps: 1}\n"
+        (project / "configs" / "runs" / name / "small.yaml").write_text(run)
+    found = members(project, text)
+    assert {label: one.after for label, one in found.items()} == {
+        "phase1": (), "phase2": ("phase1",), "phase3": ("phase2",)}
