@@ -23,8 +23,8 @@ from typing import Any
 
 from cluster.contract import RunDir
 from cluster.errors import ClusterError
-from cluster.events import AttemptEnded, AttemptStarted, Reason
-from cluster.journal import read_journal
+from cluster.events import AttemptEnded, AttemptStarted, Launched, Reason
+from cluster.journal import read_events, read_journal
 from cluster.node import slurm_tools
 from cluster.node.aside import Aside, AsideFailed
 from cluster.node.control import Restart, Stop
@@ -37,7 +37,8 @@ from cluster.spec import JobSpec
 
 FENCE_S = 10.0  # from one look for a newer attempt to the next
 FENCE_GRACE_S = 20.0
-WARNING_S = 120.0  # before the end it saves, or by its own grace if that is longer; half of the allocation at most
+WARNING_S = 120.0  # before the end it saves, or by its own grace if that is longer; a third of the allocation at most
+SAVES = 3.0  # times the last measured save is enough for the next
 LAST_S = 5.0  # of the allocation: for the ending and the requeue
 ROOM_S = 120.0  # an attempt that would have less than this is made in the next allocation
 KILL_WAIT_S = 30.0  # SLURM's default: from SIGTERM to SIGKILL
@@ -67,16 +68,15 @@ def main(run_dir: Path, env: Mapping[str, str] = os.environ) -> int:
 
 def started_by(run: RunDir, id: str) -> str:
     """Whose wish the next attempt is: a job that goes on, or one that had not ended when its node was lost, is the
-    scheduler's; one that had ended is a person's."""
+    scheduler's; one that had ended is a person's. One that never began (it waited for another) has to wait again."""
     attempts = run.attempts()
-    if not attempts:
-        return "submit"
-    events, _ = read_journal(attempts[-1].journal)
+    events = read_journal(attempts[-1].journal)[0] if attempts else []
     end = next((event for event in reversed(events) if isinstance(event, AttemptEnded)), None)
-    if end is not None:
-        return "restart" if end.next == "end" else "scheduler"
     starts = [event for event in events if isinstance(event, AttemptStarted)]
-    return "scheduler" if not starts or starts[-1].slurm_id == id else "restart"
+    if end is not None and end.next == "end" or end is None and starts and starts[-1].slurm_id != id:
+        return "restart"
+    began = any(isinstance(event, Launched) for event in read_events(run)[0])
+    return "scheduler" if began else "submit"
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Allocation(Place):
         self._next_fence = 0.0
         self._question: Aside | None = self._aside(ask, self._raw_id)
 
-    def begin(self, spec: JobSpec) -> None:
-        self._warning_s = max(WARNING_S, spec.grace_s or 0.0)
+    def begin(self, spec: JobSpec, save_s: float | None) -> None:
+        self._warning_s = max(WARNING_S, spec.grace_s or 0.0, SAVES * (save_s or 0.0))
 
     @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
@@ -140,13 +140,14 @@ class Allocation(Place):
         if self._fenced:
             return []
         if (found or time.monotonic() >= self._next_fence) and self.superseded(number):
-            self.control.keep("stop", "restart")  # what is asked there is asked of the newer attempt
             return [Stop(by="launch", why="superseded", grace_s=FENCE_GRACE_S, reason=Reason.SUPERSEDED)]
         return [*found, *self._signals()]
 
     def superseded(self, number: int) -> bool:
         self._next_fence = time.monotonic() + FENCE_S
         self._fenced = any(attempt.number > number for attempt in self._run.attempts())
+        if self._fenced:
+            self.control.keep("stop", "restart")  # what is asked there is asked of the newer attempt
         return self._fenced
 
     def _signals(self) -> list[Stop]:
@@ -225,7 +226,7 @@ class Allocation(Place):
         self._question = None
         left_s = self.left_s
         if self._alarm is None and left_s is not None:
-            self._warning_s = min(self._warning_s, left_s / 2)
+            self._warning_s = min(self._warning_s, left_s / 3)
             self._last_call = time.monotonic() + left_s - self._warning_s
 
 

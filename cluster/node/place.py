@@ -25,8 +25,8 @@ class Place:
         self._run, self._loop = run, loop
         self._ends_at: float | None = None  # time.monotonic
 
-    def begin(self, spec: JobSpec) -> None:
-        """A person started or restarted the job: its limit begins anew."""
+    def begin(self, spec: JobSpec, save_s: float | None) -> None:
+        """A person started or restarted the job, its limit begins anew; `save_s`: of its last measured save."""
         self._ends_at = None if spec.time_s is None else time.monotonic() + spec.time_s
 
     def requests(self, number: int) -> list[Stop | Restart]:

@@ -86,7 +86,7 @@ class Supervisor:
 
     def _read_spec(self) -> None:
         self._spec = JobSpec.from_json(self._run.spec.read_bytes())
-        self._place.begin(self._spec)
+        self._place.begin(self._spec, self._history.save_s)
 
     def run_until_ended(self, by: str) -> int:
         completed = False

@@ -131,7 +131,7 @@ def test_a_warning_far_from_the_end_is_a_preemption_when_squeue_says_so(make: Ma
 
 
 def test_an_early_warning_of_the_time_limit_waits_for_its_time(make: MakeJob, slurm: Scheduler) -> None:
-    slurm.left("0:08")
+    slurm.left("0:12")
     job = slurm.start(make("sh", "-c", SAVES))
     job.says("up")
     slurm.warns(job, "0:10")

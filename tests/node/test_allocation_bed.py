@@ -18,7 +18,7 @@ from tests.testbed.bed import REPOSITORY
 from tests.testbed.slurmbed import LOGIN, SlurmBed
 
 STAGE = REPOSITORY / "tests/e2e/project/tiny_stage.py"
-CONFIG = "steps: {steps}\npace_s: 0.1\nsave_s: 0.0\ndie_in_save: 0\n"
+CONFIG = "steps: {steps}\npace_s: {pace_s}\nsave_s: 0.0\ndie_in_save: 0\n"
 QUEUE = """
 import sys
 from pathlib import Path
@@ -86,12 +86,13 @@ def bed_job(slurm_bed: SlurmBed) -> Callable[..., BedJob]:
         restart=RestartPolicy(0, 0.1, 0.1), env={
             "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests/jobs:{REPOSITORY}/tests/e2e/project", "OMP_NUM_THREADS": "1"})
 
-    def make(steps: int, options: dict[str, str | int | bool] | None = None, partition: str | None = None, **fields: object) -> BedJob:
+    def make(steps: int, options: dict[str, str | int | bool] | None = None, partition: str | None = None,
+             pace_s: float = 0.1, **fields: object) -> BedJob:
         name = f"alloc-{slurm_bed.name}-{next(numbers)}"
         while (slurm_bed.root / "home/alice/launch/runs" / name).exists():
             name = f"alloc-{slurm_bed.name}-{next(numbers)}"
         spec = replace(base, id=name, token=name, slurm=Slurm(partition, options=options or {}), **fields)
-        return BedJob(slurm_bed, name, spec, CONFIG.format(steps=steps))
+        return BedJob(slurm_bed, name, spec, CONFIG.format(steps=steps, pace_s=pace_s))
 
     return make
 
@@ -137,8 +138,8 @@ def test_out_of_memory_in_the_cgroup_is_recognised(slurm_bed: SlurmBed, bed_job:
 
 @pytest.mark.campaign
 def test_one_minute_at_a_time_for_three_minutes_of_work(slurm_bed: SlurmBed, bed_job: Callable[..., BedJob]) -> None:
-    job = bed_job(1800, time_s=60.0)
-    job.completed(1800, timeout_s=900)
+    job = bed_job(450, time_s=60.0, pace_s=0.4)
+    job.completed(450, timeout_s=1200)
     assert len(job.starts) >= 3 and {end.reason for end in job.endings[:-1]} == {Reason.TIME_LIMIT}
 
 
