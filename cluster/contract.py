@@ -6,6 +6,8 @@ and imported by training code.
     <workdir>/runs/<job-id>/
       spec.json  config.yaml  slurm.json  code/  control/  artifacts/
       attempts/000/   journal.jsonl heartbeat.json metrics.jsonl env.json spec.json config.yaml inputs.json ranks/ logs/
+                      node-1.jsonl node-1.heartbeat.json node-1.env.json … by the supervisors of the other nodes
+      team.json       where the supervisor of node 0 listens for those of the other nodes
       checkpoints/step-00000500-a000/   … manifest.json (written last)
       artifacts/NAME/   … manifest.json (written last), when another job may take it over
 """
@@ -41,9 +43,10 @@ _ATTEMPT_NAME = re.compile(r"\d{3,}")
 
 @dataclass(frozen=True)
 class AttemptDir:
-    """`attempts/NNN`: written by this attempt's supervisor and ranks, by nobody else."""
+    """`attempts/NNN`: written by this attempt's supervisors and ranks, by nobody else."""
 
     path: Path
+    node: int = 0  # of several nodes: whose supervisor's files these are
 
     @property
     def number(self) -> int:
@@ -51,11 +54,11 @@ class AttemptDir:
 
     @property
     def journal(self) -> Path:
-        return self.path / "journal.jsonl"
+        return self.path / (f"node-{self.node}.jsonl" if self.node else "journal.jsonl")
 
     @property
     def heartbeat(self) -> Path:
-        return self.path / "heartbeat.json"
+        return self.path / (f"node-{self.node}.heartbeat.json" if self.node else "heartbeat.json")
 
     @property
     def metrics(self) -> Path:
@@ -63,7 +66,7 @@ class AttemptDir:
 
     @property
     def env(self) -> Path:
-        return self.path / "env.json"
+        return self.path / (f"node-{self.node}.env.json" if self.node else "env.json")
 
     @property
     def spec(self) -> Path:
@@ -91,8 +94,17 @@ class AttemptDir:
         return self.logs / f"rank-{rank}.log"
 
     @property
+    def agent(self) -> str:
+        """The name of this node's torchrun; its output is logs/<name>.log."""
+        return f"agent-{self.node}" if self.node else "agent"
+
+    @property
+    def agent_log(self) -> Path:
+        return self.logs / f"{self.agent}.log"
+
+    @property
     def supervisor_log(self) -> Path:
-        return self.logs / "supervisor.log"
+        return self.logs / (f"supervisor-{self.node}.log" if self.node else "supervisor.log")
 
 
 @dataclass(frozen=True)
@@ -126,12 +138,21 @@ class RunDir:
         return self.path / "artifacts"
 
     @property
+    def team(self) -> Path:
+        """Where the supervisor of node 0 listens for those of the other nodes; not there on one node."""
+        return self.path / "team.json"
+
+    def member(self, node: int) -> Path:
+        """{pid, pid_started, hostname, boot_id} of the supervisor of node `node` (from 1), while it waits or works."""
+        return self.path / f".member-{node}.json"
+
+    @property
     def slurm(self) -> Path:
         """{"ids": [SLURM's ids of this job, the newest last]}; not there without a scheduler."""
         return self.path / "slurm.json"
 
-    def attempt(self, number: int) -> AttemptDir:
-        return AttemptDir(self.path / "attempts" / f"{number:03d}")
+    def attempt(self, number: int, node: int = 0) -> AttemptDir:
+        return AttemptDir(self.path / "attempts" / f"{number:03d}", node)
 
     def attempts(self) -> list[AttemptDir]:
         """Every attempt there is, oldest first."""

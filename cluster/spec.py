@@ -114,6 +114,7 @@ class JobSpec:
     cwd: str | None = None  # None: the snapshot in code/; relative: a directory of it
     nodes: int = 1  # machines that are one torchrun world
     hosts: tuple[str, ...] = ()  # their names in cluster.yaml, `node` first; SLURM chooses its own
+    joins: tuple[tuple[str, ...], ...] = ()  # for each of `hosts`: how the others reach its agent; empty: they cannot
     slurm: Slurm | None = None  # None: no scheduler
     after: tuple[After, ...] = ()
     group: Group | None = None
@@ -142,6 +143,10 @@ class JobSpec:
     def world(self) -> int:
         """Ranks on all nodes together."""
         return self.ranks * self.nodes
+
+    def token_on(self, node: int) -> str:
+        """LAUNCH_TOKEN of the processes on node `node`: what is left there is ended without those of the others."""
+        return f"{self.token}.{node}" if node else self.token
 
     def to_json(self) -> bytes:
         """Canonical: sorted keys, no spaces that vary, ASCII (arguments need not be valid UTF-8). The same spec is
@@ -180,8 +185,12 @@ def _build(cls: type, value: dict[str, Any]) -> Any:
 def _convert(name: str, value: Any) -> Any:
     part = _PARTS.get(name)
     if part is None or value is None:
-        return tuple(value) if isinstance(value, list) else value
+        return _tuples(value)
     return tuple(_build(part, item) for item in value) if isinstance(value, list) else _build(part, value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 _PARTS: dict[str, type] = {

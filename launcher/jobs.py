@@ -69,7 +69,7 @@ def from_view(view: dict[str, Any], node: str, asked_at: float) -> Job:
 
 def is_over(view: dict[str, Any]) -> bool:
     """Nothing more will happen to this job by itself, so that its node need not be asked again."""
-    return view.get("state") in ENDED
+    return view.get("state") in ENDED and not view.get("revivable")
 
 
 def status_of(job: Job, stale: bool = False) -> JobStatus:

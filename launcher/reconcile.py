@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cluster.inventory import Node
 
 ASK_S = 3.0
+MEND_S = 2.0  # for machines that are missing, when the answers have taken all the time there was
 _SETTLE_AFTER_S = 60.0  # a node may still be at work on a submit whose client died this recently
 
 T = TypeVar("T")
@@ -81,11 +82,18 @@ def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = A
         return Refreshed()
     questions = {
         name: _question(name, by_node.get(name, []), leftovers.get(name, []), start) for name in names}
+    until = time.monotonic() + timeout_s
     answers = ask_all(questions, timeout_s)
     answered = {name: answer for name, answer in answers.items() if not isinstance(answer, Exception)}
     result = Refreshed({name: str(answers[name]) for name in answers if name not in answered})
     fresh = [job for name, answer in answered.items()
              for job in _heard(result, name, answer, by_node.get(name, []))]
+    if any(job.view.get("missing") or job.view.get("revivable") for job in fresh):
+        from launcher import team  # most jobs run on one machine that was not restarted
+
+        told, fresh = team.mend(fresh, start, max(MEND_S, until - time.monotonic()))
+        result.notes += told
+        result.ended = [job for job in fresh if job.ended and job.key in {one.key for one in result.ended}]
     if fresh:
         index.put_all(fresh)  # at once: fifty commits would take longer than fifty questions
     for name, answer in answered.items():

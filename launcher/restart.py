@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.inventory import Node
 from cluster.spec import CodeRef, JobSpec, digest
-from launcher import reconcile, snapshot, stages
+from launcher import reconcile, snapshot, stages, team
 from launcher.control import heard, node_and_backend, whoami
 from launcher.errors import Refused, Wrong
 from launcher.index import Index, Job
 from launcher.jobs import find
+from launcher.nodes import node_named
 from launcher.submit import packed, secret_values
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class RestartPlan:
     code: snapshot.Snapshot | None
     secrets: dict[str, str] = field(default_factory=dict)
     changes: tuple[tuple[str, Any, Any], ...] = ()
+    others: tuple[Node, ...] = ()  # the other machines of the same job
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,14 @@ def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool,
     node, backend = node_and_backend(job, start)
     shown = backend.show(job.run_dir)
     spec = _spec_of(shown, job)
+    others = tuple(node_named(name, start) for name in spec.hosts[1:])
     if not sets and not fresh_code:
-        return RestartPlan(job, node, None, None, None, secret_values(spec))
+        return RestartPlan(job, node, None, None, None, secret_values(spec), others=others)
     config, changes = _changed_config(shown, spec, sets, node, backend, start) if sets else (None, ())
     code = _fresh_code(spec, start) if fresh_code else None
     spec = replace(spec, code=code.code if code else spec.code,
                    config_digest=digest(config.encode()) if config is not None else spec.config_digest)
-    return RestartPlan(job, node, spec, config, code, secret_values(spec), changes)
+    return RestartPlan(job, node, spec, config, code, secret_values(spec), changes, others)
 
 
 def _spec_of(shown: dict[str, Any], job: Job) -> JobSpec:
@@ -103,6 +106,7 @@ def _fresh_code(spec: JobSpec, start: Path) -> snapshot.Snapshot:
 def restart(index: Index, plan: RestartPlan, grace_s: float | None) -> Restarted:
     """The same job, next attempt, from its last verified checkpoint; blocks until that attempt has begun."""
     backend = reconcile.backend_of(plan.node)
+    team.join(plan.others, plan.job.run_dir)
     with packed(plan.code) as code:
         answer = backend.restart(plan.job.run_dir, by=whoami(), grace_s=grace_s, spec=plan.spec,
                                  config=plan.config, secrets=plan.secrets, code=code)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from cluster.errors import ClusterError, Unreachable, Unusable
 from cluster.inventory import Node
 from cluster.spec import JobSpec, digest
-from launcher import jobs, reconcile, stages, targets
+from launcher import jobs, reconcile, stages, targets, team
 from launcher.control import whoami
 from launcher.errors import LaunchError, Refused, Wrong
 from launcher.index import Index, Intent, Job
@@ -39,6 +39,7 @@ class Draft:
     have_code: bool  # the node has this snapshot already
     script: str | None = None  # what sbatch would be given
     notes: tuple[str, ...] = ()  # for the person: which nodes were passed over, and why
+    others: tuple[Node, ...] = ()  # the other machines of the same job
 
     @property
     def unset_secrets(self) -> list[str]:
@@ -96,14 +97,16 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
         raise Wrong(f"--resume: there is no {resume.value} on this node", node.name)
     stages.check_paths(paths, prepared["stats"], node)
     _check_prepared(spec, prepared, node)
-    _check_peers(spec, target)
+    if target.peers:
+        _check_peers(spec, target)
+        spec = team.checked(spec, node, target.peers)
     if now:
         _check_now(spec, prepared, node)
     config = stages.config_text(plan.run, paths.values, prepared["home"]) if plan.run else None
     spec = replace(spec, resume=stages.expand(spec.resume, prepared["home"]),
                    config_digest=digest(config.encode()) if config is not None else None)
     return Draft(spec, node, code, config, bool(prepared.get("have_code")),
-                 script=prepared["slurm"]["script"] if spec.slurm else None)
+                 script=prepared["slurm"]["script"] if spec.slurm else None, others=target.peers)
 
 
 def _first_that_can(request: stages.Request, resume: _Resume) -> Draft:
@@ -152,9 +155,15 @@ def _ask_twice(ready: Draft) -> dict[str, Any]:
 
 
 def _ask(ready: Draft) -> dict[str, Any]:
+    backend = reconcile.backend_of(ready.node)
     with packed(None if ready.have_code else ready.code) as payload:
-        backend = reconcile.backend_of(ready.node)
-        return backend.submit(ready.spec, ready.config, secret_values(ready.spec), payload)
+        answer = backend.submit(ready.spec, ready.config, secret_values(ready.spec), payload)
+    try:
+        team.join(ready.others, answer["run_dir"])
+    except (ClusterError, LaunchError):  # all of them take part or none
+        backend.kill(answer["run_dir"], whoami(), now=True)
+        raise
+    return answer
 
 
 class _Trees:

@@ -7,8 +7,10 @@
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import carry, wire
 from cluster.inventory import Node
@@ -48,7 +50,7 @@ def between(giver: Node, taker: Node, there: str | None = None) -> Way:
     blind = f"{taker.name} does not see the run directories of {giver.name}"
     if not giver.peers or _is_here(giver):
         return Way(carried=f"{blind}, and {giver.name} is no `peers: true` node of cluster.yaml")
-    command = _command(giver, told)
+    command = command_to(giver, told)
     problem = reconcile.backend_of(taker).reach(command)
     return Way(carried=f"{blind}, and cannot reach it by ssh: {problem}") if problem else Way(peer=command)
 
@@ -64,6 +66,8 @@ def _agent_file(node: Node, workdir: str) -> str:
     return f"{directory}/__main__.py"
 
 
-def _command(node: Node, told: dict[str, str]) -> tuple[str, ...]:
+def command_to(node: Node, told: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The command by which other nodes ask the agent of `node`; `told`: what that says of itself."""
+    told = told or reconcile.backend_of(node).prepare()
     script = wire.run_agent(told["python"], carry.agent_dir(told["workdir"]), peer.COMMAND, peer.MARK)
     return (*_SSH, node.ssh_name, wire.LINE, script)

@@ -66,6 +66,12 @@ class Backend(Protocol):
                  now: bool = False) -> list[Answer]:
         """`kill` for many jobs in one question: all are asked before the first is waited for."""
 
+    def join(self, run_dir: str, node: int) -> Answer:
+        """Have the supervisor of this node, the `node`th (from 0) of a job on several -> {pid, started}."""
+
+    def revive(self, run_dir: str) -> Answer:
+        """Go on with a job whose node was restarted while it ran -> {revived, state, attempt}."""
+
     def reach(self, peer: Sequence[str]) -> str | None:
         """Why the agent of another node cannot be asked from this one by `peer`; None: it can."""
 

@@ -73,6 +73,12 @@ class HostBackend:
         return self._shell.ask({"op": "kill_all", "run_dirs": list(run_dirs), "by": by, "grace_s": grace_s,
                                 "now": now})["jobs"]
 
+    def join(self, run_dir: str, node: int) -> Answer:
+        return self._shell.ask({"op": "join", "run_dir": run_dir, "node": node})
+
+    def revive(self, run_dir: str) -> Answer:
+        return self._shell.ask({"op": "revive", "run_dir": run_dir})
+
     def reach(self, peer: Sequence[str]) -> str | None:
         return self._shell.ask({"op": "reach", "peer": list(peer)})["problem"]
 

@@ -3,6 +3,7 @@
     answer MARK              a request on stdin (a JSON line, then its payload) -> mark, JSON, mark on stdout
     stream MARK              a request on stdin -> mark, newline, frames on stdout until the end
     supervise RUN_DIR --by   the supervisor of one job; prints its pid and goes on detached
+    supervise RUN_DIR --node the same of one of the other nodes of a job on several
     allocated RUN_DIR        the same inside a SLURM allocation, in the foreground; exit code 0: the job completed
     sbatch                       a request on stdin: hands jobs to SLURM (cluster/backends/slurm.py)
     rank …                   becomes one rank below torchrun
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
             from cluster.node import logs
             return logs.serve(read_request(sys.stdin.buffer), rest[0].encode())
         case "supervise":
-            return _supervise(Path(rest[0]), rest[2])
+            return _supervise(Path(rest[0]), rest[1], rest[2])
         case "allocated":
             return _allocated(Path(rest[0]))
         case "sbatch":
@@ -71,15 +72,18 @@ def _keep_alive(working: threading.Event) -> None:
         os.write(1, b"\n")
 
 
-def _supervise(run_dir: Path, by: str) -> int:
+def _supervise(run_dir: Path, what: str, value: str) -> int:
     """The second fork: the caller has called setsid, so what goes on here can never get a terminal again."""
     pid = os.fork()
     if pid:
         os.write(1, b"%d\n" % pid)
         os._exit(0)
     os.dup2(2, 1)
+    if what == "--node":
+        from cluster.node import member
+        return member.main(run_dir, int(value))
     from cluster.node import supervisor
-    return supervisor.main(run_dir, by)
+    return supervisor.main(run_dir, value)
 
 
 def _allocated(run_dir: Path) -> int:

@@ -25,6 +25,7 @@ _OPS = {
     "submit_array": ("cluster.node.submit", "submit_array"),
     "status": ("cluster.node.view", "status"), "show": ("cluster.node.view", "show"),
     "metrics": ("cluster.node.view", "metrics"),
+    "join": ("cluster.node.joining", "join"), "revive": ("cluster.node.joining", "revive"),
     "kill_all": ("cluster.node.kill", "kill_all"),
     "reach": ("cluster.node.peer", "reach"), "place": ("cluster.node.handover", "place"),
     "kill": ("cluster.node.kill", "kill"), "restart": ("cluster.node.restart", "restart"),

@@ -60,6 +60,10 @@ def main(run_dir: Path, env: Mapping[str, str] = os.environ) -> int:
     if not env.get("SLURM_JOB_ID"):
         sys.stderr.write("error: there is no SLURM allocation around this process\n")
         return 2
+    if (node := int(env.get("SLURM_NODEID") or 0)) > 0:
+        from cluster.node import member  # of several nodes, not the first
+
+        return member.main(run_dir, node, allocation_of(env))
     loop = Loop()
     place = Allocation(run, loop, env)
     by = started_by(run, place.id)
@@ -95,6 +99,7 @@ class Allocation(Place):
         super().__init__(run, loop)
         self.id = id_of(env)
         self.facts = {"slurm_id": self.id, "slurm_restarts": int(env.get("SLURM_RESTART_COUNT") or 0)}
+        self.allocation = allocation_of(env)
         self._raw_id = env["SLURM_JOB_ID"]
         self._warning_s = WARNING_S
         self._kill_wait_s = KILL_WAIT_S
@@ -234,6 +239,11 @@ def id_of(env: Mapping[str, str]) -> str:
     """What squeue calls the job: `123`, or `120_3` for one of an array."""
     array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else env["SLURM_JOB_ID"]
+
+
+def allocation_of(env: Mapping[str, str]) -> str:
+    """Another one for each time that the job was given nodes."""
+    return f"{env['SLURM_JOB_ID']}.{env.get('SLURM_RESTART_COUNT') or 0}"
 
 
 # --- SLURM's programs: each call may take its time, so they run aside -------------------------------------------

@@ -28,6 +28,7 @@ from cluster.node.progress import Watch
 from cluster.node.resume import counting_checkpoints
 from cluster.node.stopping import Identity, Told
 from cluster.node.tail import last_bytes
+from cluster.node.torchrun import Seat
 from cluster.node.waiting import Waiting
 from cluster.spec import JobSpec
 
@@ -42,11 +43,17 @@ VERIFY_S = 300.0
 
 
 class Attempt:
-    """`live` runs it to its end. The supervisor then decides what follows, records that and calls `close`."""
+    """`live` runs it to its end. The supervisor then decides what follows, records that and calls `close`.
+
+    What is different with several nodes is in `parts` (node 0's side) and `member` (the others').
+    """
+
+    seat: Seat | None = None  # among several nodes
 
     def __init__(self, run: RunDir, number: int, spec: JobSpec, loop: Loop, place: Place,
                  save_s: float | None) -> None:
-        self.run, self.dir, self.spec = run, run.attempt(number), spec
+        node = self.seat.node if self.seat else 0
+        self.run, self.dir, self.spec = run, run.attempt(number, node), spec
         self.says = Chronicle(self.dir, spec.submitted_at)
         self.watch = Watch(self.dir, {})
         self.resumed: str | None = None  # path
@@ -82,7 +89,11 @@ class Attempt:
         self.says.beat({
             "step": now.step, "total": now.total, "loss": now.loss, "it_s": now.it_s, "eta_s": now.eta_s,
             "applied": now.applied, "peak_rss_mb": round(self._peak_rss_mb, 1), "gpus": list(self._gpus),
-            "save_s": now.save_s or self._save_s, "waits": self._waits})
+            "save_s": now.save_s or self._save_s, "waits": self._waits, **self._more_facts()})
+
+    def _more_facts(self) -> dict[str, Any]:
+        """For the heartbeat."""
+        return {}
 
     def beat_if_due(self) -> None:
         if time.monotonic() >= self._next_beat:
@@ -97,7 +108,7 @@ class Attempt:
         me = self.says.me
         self.says.record(AttemptStarted(
             time.time(), self.dir.number, by, me["hostname"], me["boot_id"], me["pid"], me["pid_started"],
-            prepared.found, prepared.resume, prepared.resume_step, **self._place.facts))
+            prepared.found, prepared.resume, prepared.resume_step, **self._place.facts, **self._start_facts()))
         for text in prepared.notes:
             self.says.note(text)
         for request in self._early:
@@ -109,6 +120,10 @@ class Attempt:
         if prepared.problem:
             return self._not_started(Verdict(Reason.CANNOT_START, prepared.problem))
         return self._live(prepared)
+
+    def _start_facts(self) -> dict[str, Any]:
+        """For AttemptStarted."""
+        return {}
 
     def _not_started(self, verdict: Verdict) -> Outcome:
         """Nothing of the job runs, but an environment that hangs while it is activated may."""
@@ -130,6 +145,7 @@ class Attempt:
         told = Told(self.spec, self.dir, root)
         self._leftovers(told, ended_well=self._watch_root(root[0], told))
         survivors = self._sweep(root)
+        self._others_end()
         self.watch.drain()
         self.beat()
         outcome = Outcome(exit_code=self._loop.exits.pop(root[0], None), survivors=tuple(one.pid for one in survivors))
@@ -157,7 +173,7 @@ class Attempt:
         self._look()  # it may have been killed while it waited for its turn
         if self._early:
             return self._unprepared()
-        aside = self._aside(prepare, str(self.run.path), self.dir.number, self.spec, code_digest)
+        aside = self._aside(prepare, str(self.run.path), self.dir.number, self.spec, code_digest, self.seat)
         while not aside.done() and not self._early:
             self._wait(LOOK_S)
         if not aside.done():
@@ -176,7 +192,7 @@ class Attempt:
 
     def _start(self, prepared: Prepared) -> Identity:
         self._gpus = prepared.gpus
-        name = rank.AGENT if self.spec.kind == "torchrun" else "0"
+        name = self.dir.agent if self.spec.kind == "torchrun" else str(self.dir.node * self.spec.ranks)
         pid = rank.start(name, str(self.dir.path), prepared.cwd, list(prepared.command), prepared.env or {})
         self._loop.adopt(pid)
         born = read_process(pid)
@@ -208,12 +224,12 @@ class Attempt:
     def _watch_root(self, pid: int, told: Told) -> bool:
         """Until the root process has ended or the grace is over. -> whether it ended with exit code 0."""
         while pid not in self._loop.exits:
-            left = self._asked.deadline - time.monotonic() if self._asked else LOOK_S
-            self._wait(min(LOOK_S, max(0.0, left)))
-            if self._asked and pid not in self._loop.exits:
-                if told.not_begun():  # nothing to save, nobody to tell
-                    self._asked.deadline = 0.0
-                if time.monotonic() >= self._asked.deadline:
+            deadline = self._deadline
+            self._wait(LOOK_S if deadline is None else min(LOOK_S, max(0.0, deadline - time.monotonic())))
+            if (deadline := self._deadline) is not None and pid not in self._loop.exits:
+                if told.not_begun() and self._asked:  # nothing to save, nobody to tell
+                    self._asked.deadline = deadline = 0.0
+                if time.monotonic() >= deadline:
                     return False
                 for identity in told.while_it_runs(self._members() if self.spec.kind == "command" else ()):
                     send(identity, signal.SIGTERM)
@@ -225,13 +241,21 @@ class Attempt:
         patience = min(LEFTOVERS_S, self.grace_s) if ended_well else self.grace_s
         until, pause = time.monotonic() + patience, 0.02
         while left := self._members():
-            until = min(until, self._asked.deadline) if self._asked else until
+            until = until if self._deadline is None else min(until, self._deadline)
             if time.monotonic() >= until:
                 return
             for identity in told.after_the_root(left):
                 send(identity, signal.SIGTERM)
             self._wait(min(pause, max(0.0, until - time.monotonic())))
             pause = min(LOOK_S, pause * 1.5)
+
+    @property
+    def _deadline(self) -> float | None:
+        """By when (time.monotonic) all of it must be gone; None: nobody wants it to end."""
+        return self._asked.deadline if self._asked else None
+
+    def _others_end(self) -> None:
+        """Our own part has ended, and nothing of it is left."""
 
     def _sweep(self, root: Identity | None = None) -> list[Proc]:
         """SIGKILL until nothing is left; torchrun first, or it starts its ranks again. -> what could not be ended."""
@@ -250,7 +274,7 @@ class Attempt:
         return []
 
     def _members(self) -> list[Proc]:
-        return members(os.getpid(), self.spec.token, self._spared)
+        return members(os.getpid(), self.spec.token_on(self.dir.node), self._spared)
 
     @property
     def _spared(self) -> set[int]:
@@ -341,9 +365,10 @@ class Attempt:
         return ending.stopped(asked, ending.how_it_stopped(now, outcome, self._ours, self._by_force))
 
     def _facts(self, exit_code: int | None, oom_kills: int) -> Facts:
-        logs = {rank: last_bytes(self.dir.rank_log(rank)) for rank in range(self.spec.ranks)}
-        inside = logs[0] if "torch" in logs[0] else None  # a torchrun that a command started
-        agent = last_bytes(self.dir.logs / "agent.log") if self.spec.kind == "torchrun" else inside
+        first = self.dir.node * self.spec.ranks
+        logs = {rank: last_bytes(self.dir.rank_log(rank)) for rank in range(first, first + self.spec.ranks)}
+        inside = logs[first] if "torch" in logs[first] else None  # a torchrun that a command started
+        agent = last_bytes(self.dir.agent_log) if self.spec.kind == "torchrun" else inside
         code = -signal.SIGKILL if exit_code is None else exit_code
         return Facts(code, self._ours, logs, agent, self.watch.now, oom_kills)
 

@@ -1,6 +1,7 @@
 """Writes env.json: runs in the job's own Python (any 3.8 or newer), which has nothing of ours, so it stands alone.
 
     python -c SOURCE env.json '{"hostname": …}'
+    python -c SOURCE                              prints what must be the same on all nodes of a job
 """
 import importlib.metadata
 import importlib.util
@@ -15,9 +16,15 @@ def torch_facts():
     """torch's version and CUDA, without loading torch."""
     found = importlib.util.find_spec("torch")
     if found is None or not found.origin:
-        return {"torch": None, "cuda": None}
+        return {"torch": None, "cuda": None, "nccl": None}
     said = runpy.run_path(os.path.join(os.path.dirname(found.origin), "version.py"))
-    return {"torch": said.get("__version__"), "cuda": said.get("cuda")}
+    return {"torch": said.get("__version__"), "cuda": said.get("cuda"), "nccl": nccl_version()}
+
+
+def nccl_version():
+    """Of the package beside torch; None where torch has it built in: then torch's own version says it."""
+    found = importlib.metadata.distributions()
+    return next((one.version for one in found if (one.metadata["Name"] or "").startswith("nvidia-nccl-")), None)
 
 
 def packages():
@@ -25,10 +32,13 @@ def packages():
     return {str(name): version for name, version in sorted(found, key=str)}
 
 
+def alike():
+    return {"python": platform.python_version(), **torch_facts()}
+
+
 def main(path, facts):
     os.nice(19)
-    facts = {**facts, "python": platform.python_version(), "executable": sys.executable, "prefix": sys.prefix,
-             **torch_facts(), "packages": packages()}
+    facts = {**facts, **alike(), "executable": sys.executable, "prefix": sys.prefix, "packages": packages()}
     aside = "%s.%d" % (path, os.getpid())
     with open(aside, "w") as file:
         json.dump(facts, file, indent=1)
@@ -36,4 +46,7 @@ def main(path, facts):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    if len(sys.argv) > 1:
+        main(sys.argv[1], json.loads(sys.argv[2]))
+    else:
+        print(json.dumps(alike()))

@@ -12,6 +12,7 @@ from cluster.contract import (
     ENV_ATTEMPT, ENV_CHECKPOINT_DIR, ENV_JOB_ID, ENV_PREFIX, ENV_RESUME, ENV_RUN_DIR, ENV_TOKEN, AttemptDir, RunDir,
     write_atomically)
 from cluster.errors import NodeFailure, Unusable
+from cluster.node.torchrun import Seat
 from cluster.spec import JobSpec, PythonEnv
 
 CONDA_BASES = ("~/miniconda3", "~/anaconda3", "~/miniforge3", "~/mambaforge", "/opt/conda")
@@ -20,7 +21,8 @@ _ACTIVATE_S = 120.0  # conda on a cold network file system
 _ACTIVATE = '. "$1/etc/profile.d/conda.sh" && conda activate "$2" && printf "%s\\0" "$3" && env -0 && printf "%s" "$3"'
 # What a job that was submitted from inside a torchrun rank must not inherit.
 _OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
-              "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "PET_MASTER_PORT")
+              "ROLE_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "NNODES", "PET_NNODES",
+              "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT", "PET_RDZV_ID")
 # Prefixes. SUBMITIT_: of the program that brought the supervisor here. The rest belongs to the one task of srun that
 # the supervisor is: with it Lightning, accelerate and MPI believe that each rank is the only task of a world of one.
 # What describes the allocation (SLURM_JOB_ID, SLURM_JOB_NODELIST, SLURM_CPUS_ON_NODE, …) stays.
@@ -106,21 +108,23 @@ def _prepend(directory: str, path: str | None) -> str:
 
 
 def job_environment(spec: JobSpec, run: RunDir, attempt: AttemptDir, base: Mapping[str, str], resume: str | None,
-                    gpus: tuple[str, ...], node_has_gpus: bool) -> dict[str, str]:
+                    gpus: tuple[str, ...], node_has_gpus: bool, seat: Seat | None = None) -> dict[str, str]:
     """Everything a job's processes are started with, except its secrets. `base` is the activated environment."""
     env = {**base, "PYTHONUNBUFFERED": "1"}
     if gpus or node_has_gpus:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if spec.kind == "command":
         env["PET_MASTER_PORT"] = str(free_port())  # a torchrun in the command: 29500 collides with the next job's
+    if spec.kind != "torchrun" and seat:
+        env |= seat.environment()
     if spec.kind == "torchrun":
         env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # ranks outlive torchrun while they save
     env |= spec.env
     if run.code.is_dir():
         env["PYTHONPATH"] = _prepend(str(run.code), env.get("PYTHONPATH"))
     return env | {
-        ENV_RUN_DIR: str(run.path), ENV_JOB_ID: spec.id, ENV_ATTEMPT: str(attempt.number), ENV_TOKEN: spec.token,
-        ENV_CHECKPOINT_DIR: str(run.checkpoints), ENV_RESUME: resume or "",
+        ENV_RUN_DIR: str(run.path), ENV_JOB_ID: spec.id, ENV_ATTEMPT: str(attempt.number),
+        ENV_TOKEN: spec.token_on(attempt.node), ENV_CHECKPOINT_DIR: str(run.checkpoints), ENV_RESUME: resume or "",
     }
 
 

@@ -11,7 +11,7 @@ from cluster.node.process import read_heartbeat
 IDLE_MAX = 3  # attempts in a row without progress
 UNSEEN_S = 600.0  # a program whose steps nobody can see has done something after this time
 # Ended by others, whatever the program was doing: says nothing about the program.
-NOT_ITS_OWN = (Reason.PREEMPTED, Reason.SCHEDULER, Reason.SUPERSEDED)
+NOT_ITS_OWN = (Reason.PREEMPTED, Reason.SCHEDULER, Reason.SUPERSEDED, Reason.NODE_LOST)
 
 
 @dataclass

@@ -66,9 +66,10 @@ def _begin(run: RunDir, request: dict[str, Any]) -> _Asked:
         return _Asked(run, view, False, [], 0)
     already = view["state"] in ENDED_WORDS
     before, used = _members(run, view["token"], already), _used_mb(view)
-    if not already:
-        already = not control.ask(run, control.Stop(
+    if not already or view["revivable"]:  # it will not be gone on with, then
+        asked = control.ask(run, control.Stop(
             request["by"], "kill", request.get("grace_s"), bool(request.get("now")), time.time()))
+        already = already or not asked
         ring(run)
     return _Asked(run, view, already, before, used)
 

@@ -17,6 +17,7 @@ class Place:
     """A bare host: the supervisor is detached and the only one, by a lock. The time limit is the job's own."""
 
     facts: dict[str, Any] = {}  # what AttemptStarted says about the place
+    allocation = ""  # which one it is, among those that the job was given
     ending_s = math.inf  # so long may an ending take once the program has ended
 
     def __init__(self, run: RunDir, loop: Loop) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from cluster.contract import ENV_TOKEN, AttemptDir, RunDir
 from cluster.errors import ClusterError, Unusable, explain
 from cluster.node import control, environment, gpus, resume, torchrun
+from cluster.node.torchrun import Seat
 from cluster.spec import JobSpec
 
 
@@ -30,19 +31,26 @@ class Prepared:
     resume_step: int | None = None
     found: tuple[str, ...] = ()  # checkpoints that count at the start
     notes: tuple[str, ...] = ()
+    alike: dict[str, Any] | None = None  # with several nodes: what must be the same on all of them
+    resume_args: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Prepared:
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
 
 
-def prepare(run_dir: str, number: int, spec: JobSpec, code_digest: str | None = None) -> dict[str, Any]:
-    """Everything attempt `number` needs, as JSON; see Prepared. `code_digest` replaces the job's code first."""
+def prepare(run_dir: str, number: int, spec: JobSpec, code_digest: str | None = None,
+            seat: Seat | None = None) -> dict[str, Any]:
+    """Everything attempt `number` needs, as JSON; see Prepared. `code_digest` replaces the job's code first.
+
+    With several nodes each prepares its own part; what is resumed from, node 0 decides.
+    """
     run = RunDir(Path(run_dir))
-    found = tuple(path.name for path in resume.counting_checkpoints(run, number))
+    node = seat.node if seat else 0
+    found = () if node else tuple(path.name for path in resume.counting_checkpoints(run, number))
     try:
         control.install_code(run, code_digest)
-        return asdict(_prepare(run, run.attempt(number), spec, found))
+        return asdict(_prepare(run, run.attempt(number, node), spec, found, seat))
     except ClusterError as error:
         return asdict(Prepared(problem=str(error), found=found))
     except OSError as error:
@@ -50,25 +58,32 @@ def prepare(run_dir: str, number: int, spec: JobSpec, code_digest: str | None = 
         return asdict(Prepared(problem=f"{what}\n  {hint}" if hint else what, found=found))
 
 
-def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, ...]) -> Prepared:
+def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, ...], seat: Seat | None) -> Prepared:
     _check_expressions(spec)
     cwd = _directory(spec, run)
     # With the token already now: what hangs while it is activated is found by it, should the supervisor die.
-    base = environment.activate(spec.python, environment.clean(os.environ) | {ENV_TOKEN: spec.token})
+    base = environment.activate(spec.python, environment.clean(os.environ) | {ENV_TOKEN: spec.token_on(attempt.node)})
     python = environment.python_of(spec.python, base)
     chosen, has_gpus = _gpus(spec)
     uuids = tuple(gpu.uuid for gpu in chosen)
     disturbed = gpus.in_use(chosen) if spec.slurm is not None else []  # elsewhere `choose` keeps away from others
-    taken = _taken_over(run, attempt, spec)
-    start = resume.choose(run, attempt.number, spec, cwd, base)
+    if seat and seat.node:
+        taken, start = [], resume.Resume(seat.resume, seat.resume_step, tuple(seat.resume_args))
+    else:
+        taken, start = _taken_over(run, attempt, spec), resume.choose(run, attempt.number, spec, cwd, base)
     secrets, missing = environment.read_secrets(run.path.parent.parent, spec.secrets)
-    env = environment.job_environment(spec, run, attempt, base, start.path, uuids, has_gpus) | secrets
+    env = environment.job_environment(spec, run, attempt, base, start.path, uuids, has_gpus, seat) | secrets
     env["PWD"] = cwd  # that of the client would be a lie
     argv = torchrun.program(spec, python, attempt.config, start.args)
     _executable(argv[0], cwd, env)
-    command = torchrun.command_line(spec, attempt, cwd, python, argv)
+    command = torchrun.command_line(spec, attempt, cwd, python, argv, seat)
+    same = None
+    if seat:
+        from cluster.node import alike  # a job on one node does without
+
+        same = alike.facts(run, spec, cwd, python, env)
     return Prepared(None, tuple(command), tuple(argv), cwd, env, python, uuids, chosen[0].driver if chosen else None,
-                    start.path, start.step, found, (*taken, *start.notes, *missing, *disturbed))
+                    start.path, start.step, found, (*taken, *start.notes, *missing, *disturbed), same, start.args)
 
 
 def _taken_over(run: RunDir, attempt: AttemptDir, spec: JobSpec) -> list[str]:

@@ -192,7 +192,10 @@ def supervised_by(process: Proc) -> RunDir | None:
         attempts = run.attempts()
     except OSError:
         return None
-    beat = read_heartbeat(attempts[-1]) if attempts else None
+    if words[verb + 2:verb + 3] == ["--node"]:
+        beat = _read_object(run.member(int(words[verb + 3])))
+    else:
+        beat = read_heartbeat(attempts[-1]) if attempts else None
     is_it = beat is None or (beat.get("pid"), beat.get("pid_started")) == process.identity
     return run if is_it else None
 
@@ -207,11 +210,15 @@ def _supervises(process: Proc, token: str) -> bool:
 
 
 def read_heartbeat(attempt: AttemptDir) -> dict | None:
+    return _read_object(attempt.heartbeat)
+
+
+def _read_object(path: Path) -> dict | None:
     try:
-        beat = json.loads(attempt.heartbeat.read_bytes())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return beat if isinstance(beat, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def heard(attempt: AttemptDir) -> Heard | None:

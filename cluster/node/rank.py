@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import Mapping
 
-AGENT = "agent"  # the name of torchrun: its output is logs/agent.log
+AGENT = "agent"  # how the name of torchrun begins (AttemptDir.agent): its output is logs/<name>.log
 OOM_SCORE_ADJ = b"500"  # when memory runs out the program goes, not its supervisor
 _ENV_PARENT = "LAUNCH_PARENT"  # pid of the torchrun that a shim must have as its parent
 _PR_SET_PDEATHSIG = 1
@@ -26,7 +26,7 @@ _RESET = ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGPI
 
 
 def start(name: str, attempt_dir: str, cwd: str, program: list[str], env: Mapping[str, str]) -> int:
-    """Start AGENT or a rank (its number) as a child -> its pid.
+    """Start torchrun (its name) or a rank (its number) as a child -> its pid.
 
     Only from the main thread: PDEATHSIG is bound to the thread that forks.
     """
@@ -58,8 +58,8 @@ def main(argv: list[str]) -> int:
 
 def _become(name: str, attempt_dir: str, cwd: str, program: list[str], env: Mapping[str, str], parent: int) -> int:
     """Replaces this process by the program. Returns only when that cannot be done."""
-    is_agent = name == AGENT
-    _write_to(os.path.join(attempt_dir, "logs", f"{AGENT if is_agent else f'rank-{name}'}.log"))
+    is_agent = name.startswith(AGENT)
+    _write_to(os.path.join(attempt_dir, "logs", f"{name if is_agent else f'rank-{name}'}.log"))
     die_with_parent(signal.SIGKILL if is_agent else signal.SIGTERM, parent)
     if is_agent:
         env = {**env, _ENV_PARENT: str(os.getpid())}
@@ -88,12 +88,14 @@ def die_with_parent(number: signal.Signals, expected: int) -> None:
 
 
 def _sign_in(path: str) -> None:
-    """Write {pid, started} in one step: exec changes neither."""
+    """Write {pid, started, boot_id} in one step: exec changes none of them."""
     with open("/proc/self/stat", "rb") as file:
         started = int(file.read().rpartition(b")")[2].split()[19])
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        boot_id = file.read().strip()
     aside = f"{path}.{os.getpid()}"
     with open(aside, "w") as file:
-        file.write(f'{{"pid": {os.getpid()}, "started": {started}}}\n')
+        file.write(f'{{"pid": {os.getpid()}, "started": {started}, "boot_id": "{boot_id}"}}\n')
     os.replace(aside, path)
 
 

@@ -36,7 +36,7 @@ def restart(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
         unpack_code(workdir, change.code_digest, payload, request.get("payload_size", 0))
     if request.get("secrets"):
         environment.write_secrets(workdir, request["secrets"])
-    with _one_at_a_time(run, view["id"]):
+    with one_at_a_time(run, view["id"]):
         attempts = run.attempts()
         attempt = run.attempt(attempts[-1].number + 1 if attempts else 0)
         if view["backend"] == "slurm":
@@ -63,7 +63,7 @@ def _change(request: dict[str, Any], view: dict[str, Any]) -> control.Restart:
 
 
 @contextmanager
-def _one_at_a_time(run: RunDir, name: str) -> Iterator[None]:
+def one_at_a_time(run: RunDir, name: str) -> Iterator[None]:
     with open(run.path / ".restart.lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

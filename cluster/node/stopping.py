@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterable
 
 from cluster.contract import AttemptDir
-from cluster.node.process import Proc, alive, environment_of
+from cluster.node.process import Proc, alive, boot_id, environment_of
 from cluster.spec import JobSpec
 
 _ROOT_AFTER_RANKS_S = 5.0  # a command whose ranks have ended and that goes on by itself is told too
@@ -19,12 +19,13 @@ Identity = tuple[int, int]  # pid, start time
 
 
 def signed_in(attempt: AttemptDir) -> dict[int, Identity]:
-    """Rank -> identity, of every rank that was ever started in this attempt."""
-    found = {}
+    """Rank -> identity, of every rank that was ever started on this node in this attempt."""
+    found, here = {}, boot_id()
     for path in attempt.ranks.glob("*.json"):
         try:
             said = json.loads(path.read_bytes())
-            found[int(path.stem)] = (int(said["pid"]), int(said["started"]))
+            if said["boot_id"] == here:
+                found[int(path.stem)] = (int(said["pid"]), int(said["started"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return found

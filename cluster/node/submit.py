@@ -294,7 +294,7 @@ def start_supervisor(run: RunDir, by: str, agent: list[str], number: int) -> int
             stdout=subprocess.PIPE, stderr=log, cwd="/", env=environment.clean(os.environ),
             start_new_session=True, umask=0o027 if group else 0o077)
     if done.returncode:
-        raise NodeFailure(f"the supervisor could not be started: {_last_words(errors)}")
+        raise NodeFailure(f"the supervisor could not be started: {last_words(errors)}")
     pid = int(done.stdout)
     started = process.start_time(pid)
     attempt = run.attempt(number)
@@ -303,7 +303,7 @@ def start_supervisor(run: RunDir, by: str, agent: list[str], number: int) -> int
         if started is None or not process.alive(pid, started):
             if begun(attempt):
                 break
-            raise NodeFailure(f"the supervisor ended at once: {_last_words(errors)}")
+            raise NodeFailure(f"the supervisor ended at once: {last_words(errors)}")
         if time.monotonic() > deadline:
             break  # a slow node: it lives, and says more as soon as it can
         time.sleep(_POLL_S)
@@ -325,6 +325,6 @@ def begun(attempt: AttemptDir) -> bool:
     return any(isinstance(event, AttemptEnded) for event in events)
 
 
-def _last_words(errors: Path) -> str:
+def last_words(errors: Path) -> str:
     lines = errors.read_text(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it said nothing"

@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cluster.contract import ENV_PREFIX, AttemptDir, RunDir
 from cluster.events import AttemptEnded, Reason, StopAsked
@@ -24,6 +24,9 @@ from cluster.node.history import History
 from cluster.node.loop import Loop
 from cluster.node.place import Place
 from cluster.spec import BadSpec, JobSpec
+
+if TYPE_CHECKING:
+    from cluster.node.team import Team
 
 DOUBLINGS_MAX = 30  # of the back-off: no float holds 2 ** 2000
 HELPERS_S = 10.0  # env.json of a job that ended at once is still finished for this long
@@ -82,6 +85,7 @@ class Supervisor:
         self._code_digest: str | None = None
         self._helpers: set[int] = set()
         self._number: int | None = None  # of the last attempt made here
+        self._team: Team | None = None  # of several nodes
         self._read_spec()
 
     def _read_spec(self) -> None:
@@ -100,6 +104,8 @@ class Supervisor:
             attempt.says.close()
             self._helpers |= attempt.helpers
             completed = following.what == "end" and outcome.verdict.reason is Reason.DONE
+        if self._team is not None:
+            self._team.close({"do": "over", "code": 0 if completed else 1})
         self._await_helpers()
         return 0 if completed else 1
 
@@ -119,7 +125,17 @@ class Supervisor:
         shutil.copyfile(self._run.spec, new.spec)
         if self._run.config.exists():
             shutil.copyfile(self._run.config, new.config)
+        if self._spec.nodes > 1:
+            return self._led(number)
         return Attempt(self._run, number, self._spec, self._loop, self._place, self._history.save_s)
+
+    def _led(self, number: int) -> Attempt:
+        from cluster.node.parts import LedAttempt  # and all that several nodes take
+        from cluster.node.team import Team
+
+        if self._team is None:
+            self._team = Team(self._run, self._spec, self._loop, self._place.allocation)
+        return LedAttempt(self._run, number, self._spec, self._loop, self._place, self._history.save_s, team=self._team)
 
     @staticmethod
     def _make(new: AttemptDir) -> bool:

@@ -20,7 +20,7 @@ from cluster.journal import read_events
 from cluster.node import lines, process
 from cluster.spec import SPEC_VERSION
 from cluster.states import (
-    ENDED_WORDS, WORDS, Completed, Ended, Failed, Heard, Pending, Restarting, Running, Status, Stopping, fold,
+    ENDED_WORDS, WORDS, Completed, Ended, Failed, Heard, NodeFail, Pending, Restarting, Running, Status, Stopping, fold,
     status_attempt, with_liveness)
 
 if TYPE_CHECKING:
@@ -214,7 +214,14 @@ def _supervised(one: _Read) -> dict[str, Any]:
         status = Pending(status.since, status.attempt, beat["waits"])
     _await_last_heartbeat(one.attempts, status, local=True)
     hosts = ",".join(one.spec.get("hosts") or ()) or one.spec["node"]
-    return _facts(one, status, checkpoint_step) | _NOT_SCHEDULED | {"backend": "host", "place": hosts}
+    return _facts(one, status, checkpoint_step) | _NOT_SCHEDULED | {
+        "backend": "host", "place": hosts, "revivable": _revivable(one, status)}
+
+
+def _revivable(one: _Read, status: Status) -> bool:
+    """Whether it is to go on now that its node runs again: by its policy, and nobody asked for its end."""
+    lost = isinstance(status, NodeFail) and not isinstance(one.folded, Stopping | Ended)
+    return lost and one.spec["restart"]["max_restarts"] > 0 and not (one.run.control / "stop").exists()
 
 
 def _scheduled(one: _Read, queue: Queue | None) -> dict[str, Any]:
@@ -242,10 +249,12 @@ def _facts(one: _Read, status: Status, checkpoint_step: int | None) -> dict[str,
     beat = newest_heartbeat(one.run) or {}
     starts = [event for event in one.events if isinstance(event, AttemptStarted)]
     launches = [event for event in one.events if isinstance(event, Launched)]
+    waiting = isinstance(status, Pending | Restarting)
     return {
         **{key: one.spec[key] for key in ("id", "name", "stage", "node", "token", "submitted_at")},
         "run_dir": str(one.run.path), "by_hand": False,
         "group": one.spec.get("group"), "after": [job["run_dir"] for job in one.spec.get("after", ())],
+        "hosts": one.spec.get("hosts") or [], "missing": waiting and beat.get("missing") or [], "revivable": False,
         **_state_facts(status),
         **{key: beat.get(key) for key in _HEARTBEAT_KEYS},
         **_latest_progress(one.attempts, status),
@@ -344,6 +353,7 @@ def _by_hand(run: RunDir) -> dict[str, Any]:
     return {
         "id": run.path.name, "name": None, "stage": run.path.name.partition("-by-hand-")[0], "node": None,
         "backend": "host", "place": None, "group": None, **_NOT_SCHEDULED, "token": None,
+        "hosts": [], "missing": [], "revivable": False,
         "run_dir": str(run.path), "by_hand": True, "submitted_at": started,
         **_state_facts(_by_hand_status(newest.number, last, written)),
         "step": last.get("step"), "total": last.get("total"),

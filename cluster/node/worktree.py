@@ -17,8 +17,8 @@ _NAMES = 1000
 
 def record(run: RunDir, directory: str) -> None:
     """Write `worktree.json` {git_sha, dirty, untracked, patch} if `directory` is in a work tree."""
-    if state := _state(Path(directory).expanduser()):
-        write_atomically(run.path / "worktree.json", json.dumps(state, indent=1).encode())
+    if found := state(Path(directory).expanduser()):
+        write_atomically(run.path / "worktree.json", json.dumps(found, indent=1).encode())
 
 
 def recorded(run: RunDir) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def recorded(run: RunDir) -> dict[str, Any]:
         return {}
 
 
-def _state(directory: Path) -> dict[str, Any] | None:
+def state(directory: Path) -> dict[str, Any] | None:
     status = _git(directory, "status", "--porcelain=v2", "--branch", "-z", "--no-renames",
                   "--untracked-files=all")
     if status is None:

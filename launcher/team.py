@@ -1,0 +1,108 @@
+"""Jobs on several machines that ssh reaches: all of them take part or none, and who went missing is brought back.
+
+The supervisor of the first machine leads; the client's part is to have one started on each of the others, at a
+submit and whenever one is missing (`missing` in the job's view), and to say which of them reach each other.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import Unreachable
+from cluster.inventory import Node
+from cluster.spec import JobSpec
+from launcher import reconcile, ways
+from launcher.errors import Refused
+from launcher.index import Job
+from launcher.jobs import from_view
+
+JOIN_S = 60.0
+REVIVE_S = 20.0
+
+
+def checked(spec: JobSpec, first: Node, others: Sequence[Node]) -> JobSpec:
+    """The job with what its machines can do among themselves. Raises Refused: they do not see the same workdir."""
+    answers = reconcile.ask_all({node.name: lambda node=node: ways.between(first, node) for node in others}, JOIN_S)
+    for node in others:
+        answer = answers[node.name]
+        if isinstance(answer, Exception):
+            raise answer
+        if answer != ways.HERE:
+            raise Refused(f"{node.name} does not see {first.workdir} of {first.name}", node.name,
+                          "the machines of one job need one `workdir:`, on a file system that all of them see")
+    return replace(spec, joins=_joins(first, others))
+
+
+def _joins(first: Node, others: Sequence[Node]) -> tuple[tuple[str, ...], ...]:
+    """For each machine how the others reach it; empty where they do not."""
+    nodes = [first, *others]
+    if not any(node.peers for node in nodes):
+        return ()
+    found = reconcile.ask_all({node.name: lambda node=node: _reached(node, others[0] if node is first else first)
+                               for node in nodes if node.peers}, JOIN_S)
+    commands = [found.get(node.name, ()) for node in nodes]
+    return tuple(() if isinstance(command, Exception) else command for command in commands)
+
+
+def _reached(node: Node, by: Node) -> tuple[str, ...]:
+    command = ways.command_to(node)
+    return () if reconcile.backend_of(by).reach(command) else command
+
+
+def join(others: Sequence[Node], run_dir: str) -> None:
+    """Start the supervisors of the machines after the first. Raises what the first of them said that could not."""
+    answers = reconcile.ask_all({node.name: lambda node=node, number=number: _join(node, run_dir, number)
+                                 for number, node in enumerate(others, 1)}, JOIN_S)
+    for node in others:
+        answer = answers[node.name]
+        if isinstance(answer, Exception):
+            raise answer
+
+
+def mend(jobs: Sequence[Job], start: Path, timeout_s: float) -> tuple[list[str], list[Job]]:
+    """Bring back who is missing, and go on with jobs whose machine was restarted.
+
+    -> what a person should know about it, and what is known of the jobs now. A machine that is still off says nothing.
+    """
+    revivable = {job.key: job for job in jobs if job.view.get("revivable")}
+    answers: dict[str, Any] = reconcile.ask_all(
+        {key: lambda job=job: _revive(job, start) for key, job in revivable.items()}, REVIVE_S)
+    notes = [f"{job.id}: {answers[key]}" if isinstance(answers[key], Exception) else
+             f"{job.id}: {job.node} was restarted; the job goes on" for key, job in revivable.items()]
+    now = [answers[job.key] if isinstance(answers.get(job.key), Job) else job for job in jobs]
+    return [*notes, *_rejoin(now, revivable, start, timeout_s)], now
+
+
+def _revive(job: Job, start: Path) -> Job:
+    """Its machine has just answered, so this may take its time."""
+    from launcher.nodes import node_named
+
+    backend = reconcile.backend_of(node_named(job.node, start))
+    backend.revive(job.run_dir)
+    views = backend.status([job.run_dir])["jobs"]
+    return from_view(views[0], job.node, job.asked_at) if views else job
+
+
+def _rejoin(jobs: Sequence[Job], revived: Container[str], start: Path, timeout_s: float) -> list[str]:
+    """One that is still off says nothing; the next command tries again."""
+    from launcher.nodes import node_named
+
+    questions: dict[str, Callable[[], dict[str, Any]]] = {}
+    for job in jobs:
+        hosts = list(job.view.get("hosts") or ())
+        for name in hosts[1:] if job.key in revived else job.view.get("missing") or ():
+            node, number = node_named(name, start), hosts.index(name)
+            questions[f"{job.id}: {name}"] = lambda job=job, node=node, number=number: _join(node, job.run_dir, number)
+    notes = []
+    for who, answer in reconcile.ask_all(questions, timeout_s).items():
+        if not isinstance(answer, Exception):
+            notes += [f"{who} takes part again"] if answer["started"] else []
+        elif not isinstance(answer, Unreachable):
+            notes.append(f"{who}: {answer}")
+    return notes
+
+
+def _join(node: Node, run_dir: str, number: int) -> dict[str, Any]:
+    return reconcile.backend_of(node).join(run_dir, number)
