@@ -25,6 +25,20 @@ _USAGE = "usage: launch VERB …      (launch VERB --help says more)"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line -> its exit code."""
+    code = _main(argv)
+    if argv is None and _late_questions():
+        sys.stdout.flush()
+        os._exit(code)  # ending a thread in the middle of a library's call makes some of them abort the process
+    return code
+
+
+def _late_questions() -> bool:
+    """Whether a node that did not answer in time is still being asked."""
+    asking = sys.modules.get("launcher.reconcile")
+    return asking is not None and asking.still_asking()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     from cluster.errors import ClusterError
     from configs.errors import ConfigError
     from launcher.errors import LaunchError

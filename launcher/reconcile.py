@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ASK_S = 3.0
 MEND_S = 2.0  # for machines that are missing, when the answers have taken all the time there was
+_ASKING = "ask "  # so the names of the threads begin
 _SETTLE_AFTER_S = 60.0  # a node may still be at work on a submit whose client died this recently
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ def ask_all(
             answers.put((name, error))
 
     for name, question in questions.items():
-        threading.Thread(target=ask, args=(name, question), name=f"ask {name}", daemon=True).start()
+        threading.Thread(target=ask, args=(name, question), name=_ASKING + name, daemon=True).start()
     deadline = time.monotonic() + timeout_s
     found: dict[str, T | LaunchError | ClusterError] = {}
     while len(found) < len(questions):
@@ -66,6 +67,11 @@ def ask_all(
         found[name] = answer
     late = Unreachable(f"no answer in {timeout_s:g} s")
     return {name: found.get(name, late) for name in questions}
+
+
+def still_asking() -> bool:
+    """Whether a node that did not answer in time is asked still."""
+    return any(thread.name.startswith(_ASKING) for thread in threading.enumerate())
 
 
 def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = ASK_S) -> Refreshed:

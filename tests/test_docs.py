@@ -10,6 +10,7 @@ import pytest
 from configs.load import load_cluster, load_stage
 from jobs.data import toy
 from tests.e2e.lab import Lab
+from tests.testbed.slurmbed import SlurmBed
 from tests.testbed.testbed import Testbed
 
 REPOSITORY = Path(__file__).parents[1]
@@ -20,8 +21,8 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (REPOSITORY / document).read_text(), re.M | re.S)
 
 
-def commands() -> list[list[str]]:
-    lines = [line for block in blocks("README.md", "console") for line in block.splitlines()]
+def commands(document: str = "README.md") -> list[list[str]]:
+    lines = [line for block in blocks(document, "console") for line in block.splitlines()]
     return [shlex.split(line[2:]) for line in lines if line.startswith("$ ")]
 
 
@@ -32,7 +33,7 @@ def test_the_make_targets_exist() -> None:
 
 
 def test_every_link_leads_somewhere() -> None:
-    for document in ("README.md", "docs/architecture.md", "docs/stages.md"):
+    for document in ("README.md", *(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))):
         for link in re.findall(r"\]\(([^)#]+)\)", (REPOSITORY / document).read_text()):
             assert ((REPOSITORY / document).parent / link).exists(), f"{document}: {link}"
 
@@ -43,6 +44,10 @@ def test_the_yaml_of_the_documents_is_valid(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("LAUNCH_CLUSTER", str(tmp_path / "cluster.yaml"))
     loaded = load_cluster(tmp_path)
     assert loaded and set(loaded.nodes) == {"gpu05"}
+    [cluster] = blocks("docs/clusters.md", "yaml")
+    (tmp_path / "cluster.yaml").write_text(cluster)
+    loaded = load_cluster(tmp_path)
+    assert loaded and set(loaded.nodes) == {"lab"}
     [stage] = blocks("docs/stages.md", "yaml")
     (tmp_path / "configs/stages").mkdir(parents=True)
     (tmp_path / "configs/stages/mine.yaml").write_text(stage)
@@ -71,3 +76,20 @@ def test_the_commands_of_the_readme(testbed: Testbed, tmp_path: Path) -> None:
     finally:
         lab.launch("kill", "--now", "mouse", code=None)
         testbed.sh("gpu05", "rm -rf /home/me /home/alice/launch /home/alice/data")
+
+
+def test_the_commands_of_the_slurm_page(slurm_bed: SlurmBed, tmp_path: Path) -> None:
+    """In their order, from a laptop, on the SLURM of the test bed."""
+    toy.make(slurm_bed.root / "home/alice/data/demo", samples=2, val=1, size=32, seed=0)
+    (tmp_path / "cluster.yaml").write_text(slurm_bed.slurm_cluster("alice", data="/home/alice/data"))
+    lab = Lab(REPOSITORY, tmp_path, "lab", tmp_path / "cluster.yaml", bed=slurm_bed)
+    try:
+        for _, *argv in commands("docs/clusters.md"):
+            if argv[0] == "logs":
+                lab.wait_state("mouse", "RUNNING", timeout_s=90)
+            lab.launch(*argv, timeout_s=200)
+        assert lab.logs("look") == "gpu05\n"
+        assert {lab.status(name)["state"] for name in ("look", "quick")} == {"COMPLETED"}
+    finally:
+        lab.launch("kill", "--now", "mouse", code=None)
+        slurm_bed.sh("head", "rm -rf /home/alice/launch /home/alice/data")
