@@ -166,6 +166,7 @@ def test_a_window_is_inside_the_frame_and_holds_the_object(seed: int) -> None:
 def test_a_resized_crop_does_not_darken_the_silhouette() -> None:
     rgba = np.zeros((16, 16, 4), np.uint8)
     rgba[4:11, 4:11] = (200, 100, 50, 255)
+    rgba[4:11, 11] = (200, 100, 50, 100)
     found = np.asarray(crop(rgba, (2, 2), 12, 30)).astype(int)
     solid = found[..., 3] > 8
     assert np.abs(found[solid][:, :3] - (200, 100, 50)).max() <= 16

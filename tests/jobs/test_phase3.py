@@ -21,6 +21,7 @@ from jobs.gslrm_stage import PictureLoss, build_model
 from jobs.world import World
 from models import losses
 from models.gaussians import load_ply, render
+from tests.jobs.test_data_check import tool
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,6 +137,18 @@ def test_the_rig_of_validation_must_be_the_one_of_training(data: Path, tmp_path:
     assert done.returncode == 2 and "another rig than the training samples" in done.stderr
     assert "the training data has mv6: 6 views" in done.stderr and "the validation data has 6 views" in done.stderr
     assert "the same cameras in another order" in done.stderr
+
+
+def test_a_resume_on_another_rig_is_refused_and_says_which_side_has_what(data: Path, tmp_path: Path) -> None:
+    assert phase3(tmp_path, config_of(data, max_steps=4), "--run-dir", "run").returncode == 0
+    [checkpoint] = (tmp_path / "run/checkpoints").glob("step-*4-a000")
+    assert tool("normalize", data, tmp_path / "far", "--radius", "3").returncode == 0
+    config = config_of(tmp_path / "far", max_steps=8)
+    done = phase3(tmp_path, config, "--run-dir", "again", "--resume", str(checkpoint))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{checkpoint}: its rig in words is mv6: 6 views (front, " in done.stderr
+    assert "distance 2.70" in done.stderr and "this run's is 6 views (front, " in done.stderr
+    assert "distance 3.00" in done.stderr
 
 
 def typed(data: Path, **losses_: float) -> Phase3Run:
