@@ -112,7 +112,8 @@ class MVDiffusionPipeline:
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """CLIP embeddings [B, E] and condition latents [B, 4, h, w] of RGB [B, 3, H, W] in 0..1: once per picture,
         not once per view."""
-        posterior = self.vae.encode((pictures.to(self.device) * 2 - 1).contiguous()).latent_dist
+        with self._full_precision():
+            posterior = self.vae.encode((pictures.to(self.device) * 2 - 1).contiguous()).latent_dist
         return self.embed(pictures), posterior.mode() * self.vae.config.scaling_factor
 
     @torch.no_grad()
@@ -120,13 +121,19 @@ class MVDiffusionPipeline:
         """CLIP embeddings [B, E] of RGB [B, 3, H, W] in 0..1."""
         arrays = [(picture.cpu() * 255).round().byte().permute(1, 2, 0).numpy() for picture in pictures]
         pixels = self.feature_extractor(images=[Image.fromarray(array) for array in arrays], return_tensors="pt")
-        return self.image_encoder(pixels.pixel_values.to(self.device)).image_embeds
+        with self._full_precision():
+            return self.image_encoder(pixels.pixel_values.to(self.device)).image_embeds
+
+    def _full_precision(self) -> torch.autocast:
+        """Autocast is for the UNet: what the others lose is never made good again, and they run once."""
+        return torch.autocast(self.device.type, enabled=False)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """RGB [n, 3, H, W] in 0..1 of scaled latents [n, 4, h, w], a few pictures at a time."""
-        parts = [self.vae.decode(part.contiguous(), return_dict=False)[0]
-                 for part in (latents / self.vae.config.scaling_factor).split(self.unet.num_views)]
+        with self._full_precision():
+            parts = [self.vae.decode(part.contiguous(), return_dict=False)[0]
+                     for part in (latents / self.vae.config.scaling_factor).split(self.unet.num_views)]
         return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
 
     @torch.no_grad()
