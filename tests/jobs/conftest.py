@@ -69,7 +69,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
     yield start_ranks
     forker.stdin.close()
-    assert forker.wait(10) == 0
+    assert forker.wait(60) == 0
     forker.stdout.close()
 
 
