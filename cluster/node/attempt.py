@@ -20,6 +20,7 @@ from cluster.node.chronicle import Chronicle
 from cluster.node.control import Restart, Stop
 from cluster.node.ending import Asked, Outcome
 from cluster.node.failure import Facts, Verdict
+from cluster.node.history import resumed_from
 from cluster.node.loop import Loop
 from cluster.node.place import Place
 from cluster.node.prepare import Prepared, prepare
@@ -56,7 +57,7 @@ class Attempt:
         self.run, self.dir, self.spec = run, run.attempt(number, node), spec
         self.says = Chronicle(self.dir, spec.submitted_at)
         self.watch = Watch(self.dir, {})
-        self.resumed: str | None = None  # path
+        self.resumed: int | str | None = None  # step; path where no step is known
         self.begun_at = time.monotonic()
         self.helpers: set[int] = set()  # children of the supervisor that are not the job
         self._loop, self._place, self._save_s = loop, place, save_s
@@ -104,7 +105,7 @@ class Attempt:
     def live(self, by: str, code_digest: str | None) -> Outcome:
         blocked = self._hold() if by in ("submit", "restart") else None  # a retry has had its turn
         prepared = self._unprepared() if blocked else self._prepare(code_digest)
-        self.resumed = prepared.resume
+        self.resumed = resumed_from(prepared.resume, prepared.resume_step)
         me = self.says.me
         self.says.record(AttemptStarted(
             time.time(), self.dir.number, by, me["hostname"], me["boot_id"], me["pid"], me["pid_started"],

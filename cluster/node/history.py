@@ -17,7 +17,7 @@ NOT_ITS_OWN = (Reason.PREEMPTED, Reason.SCHEDULER, Reason.SUPERSEDED, Reason.NOD
 @dataclass
 class History:
     best: int = -1  # highest step any attempt reached
-    resumed: str | None = None  # what the last attempt resumed from
+    resumed: int | str | None = None  # what the last attempt resumed from: a step; a path where no step is known
     idle: int = 0  # attempts in a row without progress
     retries: int = 0  # by the policy
     save_s: float | None = None  # the longest of the last measured saves
@@ -26,7 +26,7 @@ class History:
     def exhausted(self) -> bool:
         return self.idle >= IDLE_MAX
 
-    def add(self, reason: Reason, step: int | None, checkpoint_step: int | None, resumed: str | None,
+    def add(self, reason: Reason, step: int | None, checkpoint_step: int | None, resumed: int | str | None,
             lasted_s: float) -> bool:
         """Take in an attempt that has ended. -> whether it got further than those before it, by what can be seen."""
         reached = max(-1 if step is None else step, -1 if checkpoint_step is None else checkpoint_step)
@@ -39,6 +39,11 @@ class History:
         elif reason not in NOT_ITS_OWN:
             self.idle += 1
         return progressed
+
+
+def resumed_from(path: str | None, step: int | None) -> int | str | None:
+    """The step: another attempt's checkpoint of the same step is another path and no progress."""
+    return path if step is None else step
 
 
 def read_history(run: RunDir) -> History:
@@ -54,13 +59,13 @@ def read_history(run: RunDir) -> History:
             continue
         if start.by in ("submit", "restart"):
             history = History(save_s=history.save_s)
-        beat = read_heartbeat(attempt) or {}
+        beat, resumed = read_heartbeat(attempt) or {}, resumed_from(start.resume, start.resume_step)
         history.save_s = beat.get("save_s") or history.save_s
         end = next((event for event in reversed(events) if isinstance(event, AttemptEnded)), None)
         if end is None:
-            history.add(Reason.SCHEDULER, beat.get("step"), None, start.resume, 0.0)
+            history.add(Reason.SCHEDULER, beat.get("step"), None, resumed, 0.0)
             continue
-        history.add(end.reason, end.step, end.checkpoint_step, start.resume, end.t - start.t)
+        history.add(end.reason, end.step, end.checkpoint_step, resumed, end.t - start.t)
         failed = end.reason is not Reason.TIME_LIMIT and end.reason not in NOT_ITS_OWN
         history.retries += failed and end.next in ("retry", "requeue")
     return history

@@ -17,7 +17,7 @@ from cluster.node import control, process
 from cluster.node.allocation import repointed
 from cluster.node.gpus import Gpu, allocated
 from cluster.errors import Unusable
-from cluster.node.history import read_history
+from cluster.node.history import History, read_history, resumed_from
 from cluster.spec import ResumeRule, RestartPolicy, Slurm
 from cluster.states import Cancelled, Completed, Restarting, Timeout
 from tests.helpers import wait_until
@@ -286,6 +286,18 @@ def test_requeues_are_no_restarts_of_the_policy(make: MakeJob, slurm: Scheduler)
         assert ended(job) == 1
     history = read_history(job.run)
     assert (history.retries, history.idle) == (0, 0) and job.endings[-1].next == "requeue"
+
+
+def test_a_checkpoint_of_the_same_step_is_no_progress() -> None:
+    history = History()
+    for resumed in (None, 7, 7, 7):
+        history.add(Reason.TIME_LIMIT, 7, 7, resumed, 60.0)
+    assert history.idle == 2  # the first reached step 7, the second was the first to go on from there
+    assert resumed_from("/run/checkpoints/step-00000007-a003", 7) == 7 and resumed_from("/x/last.pt", None) == "/x/last.pt"
+    history.add(Reason.TIME_LIMIT, None, 7, 7, 3600.0)
+    assert history.exhausted
+    history.add(Reason.PREEMPTED, 8, 8, 7, 60.0)
+    assert history.idle == 0
 
 
 def test_a_request_that_came_while_it_was_pending_is_met_before_anything_starts(make: MakeJob, slurm: Scheduler) -> None:
