@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -101,11 +102,11 @@ def _box(rgba: np.ndarray) -> Box:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _union(found: object) -> tuple[Box, ...]:
+def _union(found: Iterable[tuple[int, tuple[Box, ...]]]) -> tuple[Box, ...]:
     """The boxes of each view that hold those of all samples. Raises JobError when sizes or views differ."""
     union: np.ndarray | None = None
     first: tuple[int, int] | None = None
-    for size, boxes in found:  # type: ignore[attr-defined]
+    for size, boxes in found:
         first = first or (size, len(boxes))
         if (size, len(boxes)) != first:
             raise JobError(f"--one-window: pictures of {first[0]} and of {size} px, {first[1]} and {len(boxes)} views",

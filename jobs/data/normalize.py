@@ -12,9 +12,11 @@ import json
 import os
 import shutil
 import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -184,7 +186,7 @@ def cameras_moved_alone(rig: Rig, radius: float) -> Rig:
     return Rig(rig.names, moved.c2w, rig.fxfycxcy, rig.width, rig.height)
 
 
-def _report(plan: Plan, before: list[Before], after: list[After]) -> dict[str, object]:
+def _report(plan: Plan, before: list[Before], after: list[After]) -> dict[str, Any]:
     return {
         "method": plan.method, "scale": plan.scale, "samples": len(after),
         "distances_before": _span(d for one in before for d in one.distances),
@@ -193,18 +195,18 @@ def _report(plan: Plan, before: list[Before], after: list[After]) -> dict[str, o
         "cameras_alone_would_be_off_px_at_512": statistics.median(one.alone_px for one in after)}
 
 
-def _span(values: object) -> list[float]:
-    known = sorted(values)  # type: ignore[call-overload]
+def _span(values: Iterable[float]) -> list[float]:
+    known = sorted(values)
     return [known[0], statistics.median(known), known[-1]]
 
 
-def _table(out: Path, report: dict[str, object]) -> str:
+def _table(out: Path, report: dict[str, Any]) -> str:
     def span(key: str) -> str:
-        low, middle, high = report[key]  # type: ignore[misc]
+        low, middle, high = report[key]
         return f"{low:.4g} to {high:.4g}, median {middle:.4g}"
 
     off = report["cameras_alone_would_be_off_px_at_512"]
-    alone = f"; moving the cameras alone: {off:.2g} px" if off >= _SEEN_PX else ""  # type: ignore[operator]
+    alone = f"; moving the cameras alone: {off:.2g} px" if off >= _SEEN_PX else ""
     return (f"{out}: {report['samples']} samples, {report['method']}\n"
             f"  scene scaled by    {report['scale']:.6g}\n"
             f"  camera distances   {span('distances_before')}  ->  {span('distances_after')}\n"
