@@ -13,16 +13,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from cluster.errors import ClusterError, Unreachable
-from cluster.inventory import client_state_dir
+from cluster.inventory import Node, client_state_dir
 from cluster.node import handover, waiting
 from cluster.spec import After, JobSpec
 from launcher import reconcile
 from launcher.errors import LaunchError
 from launcher.groups import GroupDraft, Member
-from launcher.index import Held, Index, Job
+from launcher.index import Held, Index, Intent, Job
 from launcher.needs import Need
 from launcher.submit import Submitted, as_job, packed, secret_values
 
@@ -159,23 +159,30 @@ def _give_up(index: Index, row: Held, result: Advanced, why: str) -> None:
 
 
 def _submit(index: Index, row: Held, spec: JobSpec, config: str | None) -> Submitted:
-    """The same token again is the same job, so a lost answer is asked for again."""
+    """The same token again is the same job, so a lost answer is asked for again; the intent stays when none came."""
     from launcher.nodes import node_named
 
     node = node_named(row.node, Path(row.start))
-    backend = reconcile.backend_of(node)
-    with _code(row) as code:
-        try:
-            answer = backend.submit(spec, config, secret_values(spec), code)
-        except Unreachable:
-            answer = backend.submit(spec, config, secret_values(spec), code)
+    index.add_intent(Intent(spec.token, spec.id, spec.name, node.name, node.workdir, os.getpid(), time.time()))
+    try:
+        answer = _ask_twice(row, node, spec, config)
+    except Unreachable:
+        raise
+    except (ClusterError, LaunchError):
+        index.drop_intent(spec.token)
+        raise
     index.started(as_job(spec, node, answer))
     return Submitted(answer["id"], node.name, answer["run_dir"], answer.get("pid"), answer.get("attempt", 0),
                      answer.get("slurm_id"))
 
 
-def _code(row: Held) -> BinaryIO:
-    return open(row.code or os.devnull, "rb")
+def _ask_twice(row: Held, node: Node, spec: JobSpec, config: str | None) -> dict[str, Any]:
+    backend = reconcile.backend_of(node)
+    with open(row.code or os.devnull, "rb") as code:
+        try:
+            return backend.submit(spec, config, secret_values(spec), code)
+        except Unreachable:
+            return backend.submit(spec, config, secret_values(spec), code)
 
 
 def _carry(row: Held, jobs: Sequence[tuple[Need, Job]]) -> str | None:

@@ -170,7 +170,7 @@ class Index:
 
     def add_intents(self, intents: list[Intent]) -> None:
         with self._db:
-            self._db.executemany("INSERT INTO intents(token, id, name, node, workdir, pid, created_at) "
+            self._db.executemany("INSERT OR REPLACE INTO intents(token, id, name, node, workdir, pid, created_at) "
                                  "VALUES (?,?,?,?,?,?,?)", [astuple(intent) for intent in intents])
 
     def drop_intent(self, token: str) -> None:

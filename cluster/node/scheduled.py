@@ -178,8 +178,10 @@ def _why(told: Told, entry: Entry) -> tuple[Reason, str]:
 
 def _unshown(folded: Status, told: Told, answer: Answer) -> Judged:
     """SLURM does not show it, or could not be asked."""
-    if isinstance(folded, Ended):
-        return Judged(folded)
+    if isinstance(folded, Ended):  # and it was given to SLURM once more since then
+        if answer.gone and answer.asked_at - told.last_sign >= FORGOTTEN_S:
+            return Judged(folded)
+        return Judged(Pending(told.last_sign, status_attempt(folded), "given to SLURM again"))
     if not told.ids:
         if time.time() - told.last_sign < SUBMITTING_S:
             return Judged(folded, note="being handed to SLURM")

@@ -153,6 +153,15 @@ def test_a_job_given_to_slurm_again_after_its_end_lives(fake_slurm: FakeSlurm, t
     assert shown(run)["state"] == "COMPLETED"
 
 
+@pytest.mark.parametrize("says", [(), (Answer(stderr="Unable to contact slurm controller\n", code=1),)])
+def test_one_given_to_slurm_again_that_is_not_shown_yet_has_not_ended(
+        fake_slurm: FakeSlurm, tmp_path: Path, says: tuple[Answer, ...]) -> None:
+    """Another job is just being told to wait for it."""
+    fake_slurm.say("squeue", *says)
+    found = shown(slurm_run(tmp_path, "a-1", (*RUNNING, ENDED), ["7", "8"]))
+    assert (found["state"], found["detail"]) == ("PENDING", "given to SLURM again")
+
+
 def test_one_status_of_500_jobs_is_one_squeue(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
     runs = [slurm_run(tmp_path, f"a-{number}", (), [str(number)], started=False) for number in range(500)]
     fake_slurm.jobs(*(queued(str(number)) for number in range(500)))
