@@ -142,10 +142,10 @@ def judge(job: After, seen: dict[str, Any]) -> Look:
     if why := seen.get("gone"):
         return Look(verdict=Verdict(Reason.DEPENDENCY, f"{job.id}: {why}"))
     state = seen["state"]
+    if seen.get("revivable"):
+        return Look(f"{job.id} ({state}: its node was restarted, the next launch command goes on with it)")
     if state == "COMPLETED" or job.any and state in ENDED_WORDS:
         return Look()
-    if state == "NODE_FAIL":  # the next launch command starts it again
-        return Look(f"{job.id} ({state}: its node was lost, a launch command starts it again)")
     if state in ENDED_WORDS:
         why = ": ".join(part for part in (seen.get("reason"), seen.get("detail")) if part)
         return Look(verdict=Verdict(Reason.DEPENDENCY, f"{job.id} {state}" + (f": {why}" if why else "")))

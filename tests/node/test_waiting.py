@@ -104,7 +104,8 @@ def test_one_that_is_gone_or_cannot_be_seen(make_job: MakeJob, tmp_path: Path) -
 @pytest.mark.parametrize(("view", "goes_on", "text"), [
     ({"state": "PENDING"}, None, "a (PENDING)"),
     ({"state": "RUNNING", "step": 120, "total": 600}, None, "a (RUNNING, step 120 of 600)"),
-    ({"state": "NODE_FAIL"}, None, "its node was lost"),
+    ({"state": "NODE_FAIL", "revivable": True}, None, "its node was restarted"),
+    ({"state": "NODE_FAIL", "revivable": False, "reason": "killed by a person", "detail": "by me"}, False, ""),
     ({"state": "COMPLETED"}, True, ""),
     ({"state": "CANCELLED", "reason": "killed by a person", "detail": "by me"}, False, ""),
 ])
@@ -114,7 +115,7 @@ def test_what_a_view_means(view: dict[str, object], goes_on: bool | None, text: 
     assert (look.verdict is not None) is (goes_on is False)
     assert bool(look.text) is (goes_on is None)
     if goes_on is False:
-        assert look.verdict.detail == "a CANCELLED: killed by a person: by me"
+        assert look.verdict.detail == f"a {view['state']}: killed by a person: by me"
 
 
 def test_so_many_points_at_a_time(make_job: MakeJob, tmp_path: Path) -> None:
