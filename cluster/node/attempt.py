@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.contract import RunDir
 from cluster.events import AttemptStarted, Launched, Reason, StopAsked
+from cluster.journal import read_journal
 from cluster.node import ending, failure, rank
 from cluster.node.aside import Aside, AsideFailed
 from cluster.node.chronicle import Chronicle
@@ -103,7 +104,7 @@ class Attempt:
     # --- its life -----------------------------------------------------------------------------------------------------
 
     def live(self, by: str, code_digest: str | None) -> Outcome:
-        blocked = self._hold() if by in ("submit", "restart") else None  # a retry has had its turn
+        blocked = None if self._had_its_turn(by) else self._hold()
         prepared = self._unprepared() if blocked else self._prepare(code_digest)
         self.resumed = resumed_from(prepared.resume, prepared.resume_step)
         me = self.says.me
@@ -154,6 +155,13 @@ class Attempt:
         self._look()  # SLURM tells everybody at once: the program may have heard it before its supervisor
         outcome.verdict = self._verdict(outcome, failure.oom_kills() - oom_before)
         return self._with_request(outcome)
+
+    def _had_its_turn(self, by: str) -> bool:
+        """Whether it goes on after an attempt that had begun, and nobody asked for a new one."""
+        if by in ("submit", "restart"):
+            return False
+        before, _ = read_journal(self.run.attempt(self.dir.number - 1).journal)
+        return any(isinstance(event, Launched) for event in before)
 
     def _hold(self) -> Verdict | None:
         """Until the jobs it waits for have ended and its turn has come -> why it will never begin, or None."""

@@ -13,7 +13,7 @@ from cluster.events import AttemptStarted, Launched, Reason
 from cluster.node import process, waiting
 from cluster.node.kill import kill
 from cluster.node.view import read_view
-from cluster.spec import After, Group
+from cluster.spec import After, Group, RestartPolicy
 from tests.helpers import wait_until
 from tests.node.conftest import Job
 
@@ -164,3 +164,17 @@ def test_a_job_that_waits_again_has_not_ended(make_job: MakeJob, tmp_path: Path)
     (tmp_path / "gate").touch()
     gate.ended()
     job.ended()
+
+
+def test_one_that_goes_on_after_its_node_was_lost_waits_again(make_job: MakeJob, tmp_path: Path) -> None:
+    gate = make_job("command", "sh", "-c", GATE % (tmp_path / "gate", 0)).start()
+    job = make_job("command", "true", after=after(gate), restart=RestartPolicy(3)).start()
+    wait_until(lambda: waits(job), what="it waits")
+    job.supervisor.kill()
+    job.supervisor.wait()
+    job.start("policy")
+    wait_until(lambda: job.attempt.number == 1 and waits(job), what="it waits again")
+    assert launched(job) is None
+    (tmp_path / "gate").touch()
+    assert job.ended().reason is Reason.DONE
+    gate.ended()
