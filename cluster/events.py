@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any, Literal
 
 EVENT_VERSION = 1
+TERMINATED = "a SIGTERM to the supervisor"  # who asked for a stop, when that is all that is known
 
 
 class Reason(str, Enum):

@@ -94,6 +94,10 @@ def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = A
     result = Refreshed({name: str(answers[name]) for name in answers if name not in answered})
     fresh = [job for name, answer in answered.items()
              for job in _heard(result, name, answer, by_node.get(name, []))]
+    if blind := [job for name in result.unreachable for job in by_node.get(name, []) if job.view.get("hosts")]:
+        from launcher import team
+
+        fresh += team.told_by_others(blind, start, max(MEND_S, until - time.monotonic()))
     if any(job.view.get("missing") or job.view.get("revivable") for job in fresh):
         from launcher import team  # most jobs run on one machine that was not restarted
 

@@ -75,6 +75,22 @@ def mend(jobs: Sequence[Job], start: Path, timeout_s: float) -> tuple[list[str],
     return [*notes, *_rejoin(now, revivable, start, timeout_s)], now
 
 
+def told_by_others(jobs: Sequence[Job], start: Path, timeout_s: float) -> list[Job]:
+    """What the other machines say of jobs whose first one cannot be asked: they see the same run directory."""
+    from launcher.nodes import node_named
+
+    answers = reconcile.ask_all(
+        {f"{job.key} {name}": lambda job=job, name=name: reconcile.backend_of(node_named(name, start)).status(
+            [job.run_dir]) for job in jobs for name in job.view["hosts"][1:]}, timeout_s)
+    found: dict[str, Job] = {}
+    for job in jobs:
+        for name in job.view["hosts"][1:]:
+            answer = answers[f"{job.key} {name}"]
+            if not isinstance(answer, Exception) and answer["jobs"]:
+                found[job.key] = from_view(answer["jobs"][0], job.node, job.asked_at)
+    return list(found.values())
+
+
 def _revive(job: Job, start: Path) -> Job:
     """Its machine has just answered, so this may take its time."""
     from launcher.nodes import node_named

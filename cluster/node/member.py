@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.contract import RunDir, write_atomically
-from cluster.events import AttemptEnded, Reason
+from cluster.events import TERMINATED, AttemptEnded, Reason
 from cluster.journal import read_journal
 from cluster.node.attempt import LOOK_S, Attempt
 from cluster.node.control import Restart, Stop
@@ -194,7 +194,7 @@ class Orders(Place):
             found.append(Stop(f"launch: node 0 was lost ({self._link.lost})", "scheduler", LOST_GRACE_S,
                               reason=Reason.NODE_LOST))
         if self._loop.terminated and not self._allocated:
-            found.append(Stop("a SIGTERM to the supervisor"))
+            found.append(Stop(TERMINATED))
         return found
 
 

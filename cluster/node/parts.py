@@ -116,7 +116,7 @@ class LedAttempt(Attempt):
     def _problem(self, prepared: Prepared) -> str | None:
         for node, part in self._parts.items():
             if part.lost or part.problem:
-                return part.problem and f"{self._team.name(node)}: {part.problem}" or self._lost_words(node)
+                return f"{self._team.name(node)}: {part.problem}" if part.problem else self._lost_words()
         facts = {self._team.name(0): prepared.alike}
         facts |= {self._team.name(node): part.facts for node, part in self._parts.items() if part.facts is not None}
         return None if self._early else alike.differences(facts)
@@ -133,11 +133,11 @@ class LedAttempt(Attempt):
         return root
 
     def _not_started(self, verdict: Verdict) -> Outcome:
-        lost = [node for node, part in self._parts.items() if part.lost]
+        lost = self._lost_words()
         self._stop_others("launch", 0.0, Reason.CANNOT_START)
         self._others_end()
         if lost and not self._asked:
-            verdict = Verdict(Reason.NODE_LOST, self._lost_words(lost[0]), Retry.ALWAYS)
+            verdict = Verdict(Reason.NODE_LOST, lost, Retry.ALWAYS)
         return super()._not_started(verdict)
 
     # --- while it runs ------------------------------------------------------------------------------------------------
@@ -150,8 +150,7 @@ class LedAttempt(Attempt):
         self._find_lost()
         failed = [node for node, part in self._parts.items() if part.lost or part.failed and not part.told]
         if self._launched and failed:
-            self._break_off(self._lost_words(failed[0]) if self._parts[failed[0]].lost else
-                            f"the part of {self._team.name(failed[0])} has ended")
+            self._break_off(self._lost_words() or f"the part of {self._team.name(failed[0])} has ended")
 
     def _find_lost(self) -> None:
         for node, part in self._parts.items():
@@ -185,7 +184,7 @@ class LedAttempt(Attempt):
     def _watch_root(self, pid: int, told: Told) -> bool:
         ended_well = super()._watch_root(pid, told)
         self._broken_first = self._broken_by is not None
-        if not ended_well:
+        if not ended_well and self._asked is None:
             self._break_off(f"the part of {self._team.name(0)} has ended")
         return ended_well
 
@@ -209,19 +208,21 @@ class LedAttempt(Attempt):
         return verdict
 
     def _shared_verdict(self, own: Verdict, outcome: Outcome) -> Verdict:
-        lost = [node for node, part in self._parts.items() if part.lost]
+        lost = self._lost_words()
         if self._asked and not self._ended_first:
-            return replace(own, detail=f"{own.detail}; {self._lost_words(lost[0])}") if lost else own
+            return replace(own, detail=f"{own.detail}; {lost}") if lost else own
         if lost:
-            return Verdict(Reason.NODE_LOST, self._lost_words(lost[0]), Retry.ALWAYS)
+            return Verdict(Reason.NODE_LOST, lost, Retry.ALWAYS)
         failed = [(self._broken_first, own)] if outcome.exit_code != 0 else []
         failed += [(part.told, _on(part.verdict, self._team.name(node)))
                    for node, part in self._parts.items() if part.exit_code != 0 and part.verdict]
         complete = self._ours and own.reason is Reason.DONE  # whatever its processes did on their way out
         return min(failed, key=_consequence)[1] if failed and not complete else own
 
-    def _lost_words(self, node: int) -> str:
-        return f"{self._team.name(node)} was lost ({self._parts[node].lost})"
+    def _lost_words(self) -> str:
+        """Empty: none was lost."""
+        lost = [f"{self._team.name(node)} was lost ({part.lost})" for node, part in self._parts.items() if part.lost]
+        return "; ".join(lost)
 
     def _links(self) -> list[tuple[int, Any]]:
         return sorted(self._team.links.items())

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.contract import RunDir
+from cluster.events import TERMINATED
 from cluster.node.control import Control, Restart, Stop
 from cluster.node.loop import Loop
 from cluster.spec import JobSpec
@@ -35,7 +36,7 @@ class Place:
         found = self.control.new_requests()
         if self._loop.terminated:
             self._loop.terminated = False
-            found.append(Stop(by="a SIGTERM to the supervisor"))
+            found.append(Stop(by=TERMINATED))
         if self._ends_at is not None and time.monotonic() >= self._ends_at:
             self._ends_at = None
             found.append(Stop(by="launch", why="time limit"))

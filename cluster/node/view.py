@@ -20,7 +20,7 @@ from cluster.journal import read_events
 from cluster.node import lines, process
 from cluster.spec import SPEC_VERSION
 from cluster.states import (
-    ENDED_WORDS, WORDS, Completed, Ended, Failed, Heard, NodeFail, Pending, Restarting, Running, Status, Stopping, fold,
+    ENDED_WORDS, WORDS, Completed, Ended, Failed, Heard, Pending, Restarting, Running, Status, Stopping, fold,
     status_attempt, with_liveness)
 
 if TYPE_CHECKING:
@@ -210,18 +210,25 @@ def _supervised(one: _Read) -> dict[str, Any]:
     beat = newest_heartbeat(one.run) or {}
     heard = _heard(one.run, one.attempts, one.folded)
     status = _with_survivors(with_liveness(one.folded, heard, checkpoint_step), one.spec["token"])
+    status, revivable = _with_its_nodes(one, status, beat)
     if isinstance(status, Pending | Restarting) and beat.get("waits"):
         status = Pending(status.since, status.attempt, beat["waits"])
     _await_last_heartbeat(one.attempts, status, local=True)
     hosts = ",".join(one.spec.get("hosts") or ()) or one.spec["node"]
     return _facts(one, status, checkpoint_step) | _NOT_SCHEDULED | {
-        "backend": "host", "place": hosts, "revivable": _revivable(one, status)}
+        "backend": "host", "place": hosts, "revivable": revivable}
 
 
-def _revivable(one: _Read, status: Status) -> bool:
-    """Whether it is to go on now that its node runs again: by its policy, and nobody asked for its end."""
-    lost = isinstance(status, NodeFail) and not isinstance(one.folded, Stopping | Ended)
-    return lost and one.spec["restart"]["max_restarts"] > 0 and not (one.run.control / "stop").exists()
+def _with_its_nodes(one: _Read, status: Status, beat: dict[str, Any]) -> tuple[Status, bool]:
+    """-> the status by what is known of restarted and lost nodes, and whether the job is to go on now."""
+    if isinstance(status, Running | Restarting) and one.spec["nodes"] == 1 or isinstance(status, Completed | Failed):
+        return status, False
+    from cluster.node import revival  # most jobs need none of it
+    status = revival.after_shutdown(status, beat)
+    if one.spec["nodes"] > 1 and one.attempts and not isinstance(status, Ended):
+        status = revival.told_by_others(one.attempts[-1], one.spec, beat, status)
+    policy = one.spec["restart"]["max_restarts"] > 0
+    return status, policy and revival.revivable(one.run, one.folded, status)
 
 
 def _scheduled(one: _Read, queue: Queue | None) -> dict[str, Any]:

@@ -143,10 +143,30 @@ def test_the_first_node_is_cut_off(lab: Lab, testbed: Testbed) -> None:
     with testbed.power_cut("gpu01"):
         wait_until(lambda: not [one for one in users(testbed, "gpu02") if "tiny_stage" in one], STOPPED_S, "ranks gone")
         assert users(testbed, "gpu02"), "its supervisor waits for gpu01"
+        view = wait_until(lambda: (v := lab.status(job))["state"] == "PENDING" and v, 20, "gpu02 tells of it")
+        assert view["detail"].startswith("waits for gpu01 (lost "), view
     assert "gpu01 was restarted; the job goes on" in lab.launch("status", job).stderr
     lab.launch("wait", job, timeout_s=150)
     assert [step for step, _ in curve(run)] == list(range(1, 61))
     wait_until(lambda: not users(testbed, "gpu01", "gpu02"), 10, "no process left")
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("cut", ["gpu01", "gpu02"])
+def test_peers_go_on_without_any_client(lab: Lab, testbed: Testbed, tmp_path: Path, cut: str) -> None:
+    home = tmp_path / "peers"
+    home.mkdir()
+    cluster = testbed.cluster_yaml(home / "cluster.yaml", "alice", ("gpu01", "gpu02"), "/home/alice/launch", peers=True)
+    person = Lab(lab.project, home, "gpu01", cluster)
+    job = person.submit("tiny", "--set", "pace_s=0.3", *BOTH)
+    run = run_of(testbed, person, job)
+    assert all(json.loads(run.spec.read_bytes())["joins"])
+    wait_until(lambda: any(run.checkpoints.glob("step-*/manifest.json")), 90, "a checkpoint")
+    with testbed.power_cut(cut):
+        other = "gpu02" if cut == "gpu01" else "gpu01"
+        wait_until(lambda: not [one for one in users(testbed, other) if "tiny_stage" in one], STOPPED_S, "ranks gone")
+    wait_until(lambda: [step for step, _ in curve(run)] == list(range(1, 61)), 200, "it completes by itself")
+    wait_until(lambda: not users(testbed, "gpu01", "gpu02"), 20, "no process left")
 
 
 @pytest.mark.campaign
@@ -167,7 +187,7 @@ def test_a_killed_leader(lab: Lab, testbed: Testbed) -> None:
 
 
 def test_a_rebooted_node_goes_on_with_its_job(lab: Lab, testbed: Testbed) -> None:
-    """The last line of the design's section 6, on one node."""
+    """The next command of any client restarts its jobs."""
     job = lab.submit("tiny", "--set", "pace_s=0.2")
     run = RunDir(on_this_machine(testbed, lab.run_dir(job)))
     wait_until(lambda: any(run.checkpoints.glob("step-*/manifest.json")), 60, "a checkpoint")
@@ -175,6 +195,20 @@ def test_a_rebooted_node_goes_on_with_its_job(lab: Lab, testbed: Testbed) -> Non
         pass
     said = lab.launch("status", job)
     assert "gpu05 was restarted; the job goes on" in said.stderr
+    lab.launch("wait", job, timeout_s=90)
+    assert [step for step, _ in curve(run)] == list(range(1, 61))
+
+
+def test_a_node_that_was_shut_down_in_order(lab: Lab, testbed: Testbed) -> None:
+    """Its SIGTERM to everybody is not taken for a person's word once it has booted."""
+    job = lab.submit("tiny", "--set", "pace_s=0.2")
+    run = RunDir(on_this_machine(testbed, lab.run_dir(job)))
+    wait_until(lambda: last_step(run) > 5, 60, "some steps")
+    testbed.sh("gpu05", "kill -TERM $1", str(json.loads(run.attempt(0).heartbeat.read_bytes())["pid"]))
+    wait_until(lambda: not users(testbed, "gpu05"), 30, "it has saved and ended")
+    with testbed.power_cut("gpu05"):
+        pass
+    assert "gpu05 was restarted; the job goes on" in lab.launch("status", job).stderr
     lab.launch("wait", job, timeout_s=90)
     assert [step for step, _ in curve(run)] == list(range(1, 61))
 
@@ -205,7 +239,7 @@ def test_two_nodes_of_a_cluster_are_one_world(slurm: Lab, slurm_bed: SlurmBed) -
 def test_power_cut_of_a_cluster_node(slurm: Lab, slurm_bed: SlurmBed) -> None:
     """SLURM gives the job other nodes; nothing runs twice and nothing is missing."""
     job = slurm.submit("tiny", "--nodes", "2", "--set", "pace_s=0.3")
-    wait_until(lambda: slurm.status(job)["state"] == "RUNNING", 60, "it runs")
+    slurm.wait_state(job, "RUNNING", timeout_s=150)
     run = RunDir(on_this_machine(slurm_bed, slurm.run_dir(job)))
     wait_until(lambda: any(run.checkpoints.glob("step-*/manifest.json")), 90, "a checkpoint")
     first, second = journal_nodes(run)
