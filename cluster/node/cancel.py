@@ -4,9 +4,11 @@ The request lies in control/ before anything else, so a job that starts just the
 """
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cluster.contract import RunDir
 from cluster.errors import NodeFailure, Refused, Unreachable
@@ -14,12 +16,15 @@ from cluster.events import AttemptEnded, AttemptStarted
 from cluster.journal import read_journal
 from cluster.node import control, scheduled
 from cluster.node.kill import GRACE_S, MARGIN_S
-from cluster.node.queue import Entry, Queue
+from cluster.node.queue import CHUNK, Entry, Queue
 from cluster.node.slurm_tools import SlurmFailed, run as run_tool
 from cluster.node.slurm_words import Phase
 from cluster.node.view import read_view
 from cluster.spec import JobSpec
 from cluster.states import ENDED_WORDS
+
+if TYPE_CHECKING:
+    from cluster.node.view import Ask
 
 NOW_S = 10.0  # `--now`: a supervisor may take this long, then SLURM ends the job
 LEAVE_S = 90.0  # after scancel a node may take this long: KillWait, and what it waits for stuck processes
@@ -36,39 +41,93 @@ def ring(run: RunDir) -> None:
     _scancel("--signal=USR2", scheduled.ids_of(run)[-1:])
 
 
-def cancel(run: RunDir, view: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
-    """Ask for the stop of a job and wait until it has ended and SLURM has let go of it. Raises ClusterError."""
-    already = ended = view["state"] in ENDED_WORDS
-    if not ended:
-        already = not control.ask(run, control.Stop(
-            request["by"], "kill", request.get("grace_s"), bool(request.get("now")), time.time()))
+def once(runs: Sequence[RunDir], max_age_s: float = _FRESH_S) -> Ask:
+    """Asks SLURM about all of these at the first question, and answers the others from that."""
+    queues: dict[Path, Queue] = {}
+
+    def ask(workdir: Path, _ids: Sequence[str]) -> Queue:
+        if workdir not in queues:
+            ids = [id for run in runs if run.path.parent.parent == workdir for id in scheduled.ids_of(run)]
+            queues[workdir] = Queue.ask(workdir, ids, max_age_s)
+        return queues[workdir]
+
+    return ask
+
+
+def request_stop(run: RunDir, view: dict[str, Any], request: dict[str, Any]) -> bool:
+    """Leave the request where the supervisor finds it -> whether it had ended, or somebody had asked before."""
+    return view["state"] in ENDED_WORDS or not control.ask(run, control.Stop(
+        request["by"], "kill", request.get("grace_s"), bool(request.get("now")), time.time()))
+
+
+def tell(runs: Sequence[RunDir], ask: Ask) -> Ask:
+    """Take those that wait out of the queue and wake those that run, with one scancel for all -> the queue then.
+
+    What it cannot do for one of them is said when that one is waited for.
+    """
+    there = [entry for run in runs for entry in _there(run, ask(run.path.parent.parent, ()))]
+    guarded, waiting, running = _sorted(there)
+    for option, ids in (("--state=PENDING", guarded), ("--quiet", waiting), ("--signal=USR2", running)):
+        for start in range(0, len(ids), CHUNK):
+            with contextlib.suppress(Refused):
+                _scancel(option, ids[start:start + CHUNK])
+    after = once(runs, 0.0)
+    for workdir in {run.path.parent.parent for run in runs}:
+        after(workdir, ())
+    return after
+
+
+def finish(run: RunDir, view: dict[str, Any], request: dict[str, Any], already: bool,
+           told: Ask | None = None) -> dict[str, Any]:
+    """Wait until a job that was asked to stop has ended and SLURM has let go of it. `told`: it was, by `tell`.
+
+    Raises ClusterError.
+    """
+    ended = view["state"] in ENDED_WORDS
     if not scheduled.ids_of(run):
         from cluster.node import sbatch  # its submit was cut off: it may be in the queue all the same
         sbatch.adopt(run, JobSpec.from_json(run.spec.read_bytes()))
-    view = _Cancelling(run, request | {"now": ended or request.get("now")}).until_gone()
+    view = _Cancelling(run, request | {"now": ended or request.get("now")}, told).until_gone()
     return {"state": view["state"], "already": already, "detail": view["detail"],
             "freed": {"processes": 0, "gpu_mb": 0},  # of another host
             "checkpoint_step": view["checkpoint_step"], **_left(run)}
 
 
+def _there(run: RunDir, queue: Queue) -> list[Entry]:
+    return [entry for id in scheduled.ids_of(run) if (entry := queue.current(id)) and entry.phase is not Phase.ENDED]
+
+
+def _sorted(there: Sequence[Entry]) -> tuple[list[str], list[str], list[str]]:
+    """Ids of those that wait and may be guarded against having started meanwhile, of others that wait, of the rest.
+
+    One that has started may save. (Of an array, SLURM 22.05 would cancel every point with such a guard.)
+    """
+    guarded: list[str] = []
+    waiting: list[str] = []
+    for one in there:
+        if one.phase is Phase.WAITING:
+            (guarded if one.state == "PENDING" and "_" not in one.id else waiting).append(one.id)
+    return guarded, waiting, [one.id for one in there if one.phase in (Phase.RUNNING, Phase.UNKNOWN)]
+
+
 class _Cancelling:
     """Does what the queue calls for, again and again: a job may start, or be requeued, at any moment."""
 
-    def __init__(self, run: RunDir, request: dict[str, Any]) -> None:
-        self._run = run
+    def __init__(self, run: RunDir, request: dict[str, Any], told: Ask | None) -> None:
+        self._run, self._told = run, told
         self._now, self._grace_s = bool(request.get("now")), request.get("grace_s")
         self._begun = time.monotonic()
-        self._rung = self._scancelled = 0.0
+        self._rung = self._begun if told else 0.0
+        self._scancelled = 0.0
         self._gone_since: float | None = None
 
     def until_gone(self) -> dict[str, Any]:
         """-> the last VIEW."""
         pause_s = _PAUSE_S[0]
         while True:
-            ids = scheduled.ids_of(self._run)
-            queue = Queue.ask(self._run.path.parent.parent, ids, _FRESH_S)
+            queue = self._look()
             view = read_view(self._run, lambda *_, queue=queue: queue)
-            there = [entry for id in ids if (entry := queue.current(id)) and entry.phase is not Phase.ENDED]
+            there = _there(self._run, queue)
             if view["state"] in ENDED_WORDS and not there and not queue.unasked:
                 return view
             self._act(there, view)
@@ -76,13 +135,14 @@ class _Cancelling:
             time.sleep(pause_s)
             pause_s = min(_PAUSE_S[1], pause_s * 1.5)
 
+    def _look(self) -> Queue:
+        ask, self._told = self._told or once([self._run]), None
+        return ask(self._run.path.parent.parent, ())
+
     def _act(self, there: Sequence[Entry], view: dict[str, Any]) -> None:
-        waiting = [one for one in there if one.phase is Phase.WAITING]
-        guarded = [one.id for one in waiting if one.state == "PENDING" and "_" not in one.id]
-        running = [one.id for one in there if one.phase in (Phase.RUNNING, Phase.UNKNOWN)]
-        # Not one that has started meanwhile: it may save. (Of an array, SLURM 22.05 then cancels every point.)
+        guarded, waiting, running = _sorted(there)
         _scancel("--state=PENDING", guarded)
-        _scancel("--quiet", [one.id for one in waiting if one.id not in guarded])
+        _scancel("--quiet", waiting)
         now = time.monotonic()
         if running and now > self._begun + self._patience_s(view):
             _scancel("--quiet", running)

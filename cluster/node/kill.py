@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM, SIGUSR2
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.contract import RunDir
 from cluster.errors import ClusterError, NodeFailure, Refused
@@ -15,6 +15,9 @@ from cluster.journal import read_journal
 from cluster.node import control, gpus, process, stopping
 from cluster.node.view import newest_heartbeat, read_view
 from cluster.states import ENDED_WORDS
+
+if TYPE_CHECKING:
+    from cluster.node.view import Ask
 
 GRACE_S = 60.0  # of a job whose supervisor cannot say it any more
 MARGIN_S = 15.0  # a supervisor may take this much longer than the grace to end everything
@@ -35,10 +38,17 @@ def kill_all(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     from concurrent.futures import ThreadPoolExecutor
 
     runs = [RunDir(Path(run_dir)) for run_dir in request["run_dirs"]]
-    begun = [_or_error(_begin, run, request) for run in reversed(runs)]
+    ask = told = None
+    if scheduled := [run for run in runs if run.slurm.exists()]:
+        from cluster.node import cancel
+        ask = cancel.once(scheduled)
+    begun = [_or_error(_begin, run, request, ask) for run in reversed(runs)]
+    asked = [one.run for one in begun if isinstance(one, _Asked) and one.view["backend"] == "slurm"]
+    if ask and asked:
+        told = cancel.tell(asked, ask)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return {"jobs": list(pool.map(
-            lambda one: one if isinstance(one, dict) else _or_error(_finish, one, request), reversed(begun)))}
+            lambda one: one if isinstance(one, dict) else _or_error(_finish, one, request, told), reversed(begun)))}
 
 
 def _or_error(function: Callable[..., Any], *args: Any) -> Any:
@@ -59,11 +69,12 @@ class _Asked:
     used_mb: int
 
 
-def _begin(run: RunDir, request: dict[str, Any]) -> _Asked:
-    view = read_view(run)
+def _begin(run: RunDir, request: dict[str, Any], ask: Ask | None = None) -> _Asked:
+    view = read_view(run, ask)
     refuse_foreign(run, view)
     if view["backend"] == "slurm":
-        return _Asked(run, view, False, [], 0)
+        from cluster.node import cancel  # most nodes have no scheduler
+        return _Asked(run, view, cancel.request_stop(run, view, request), [], 0)
     already = view["state"] in ENDED_WORDS
     before, used = _members(run, view["token"], already), _used_mb(view)
     if not already or view["revivable"]:  # it will not be gone on with, then
@@ -74,11 +85,11 @@ def _begin(run: RunDir, request: dict[str, Any]) -> _Asked:
     return _Asked(run, view, already, before, used)
 
 
-def _finish(asked: _Asked, request: dict[str, Any]) -> dict[str, Any]:
+def _finish(asked: _Asked, request: dict[str, Any], told: Ask | None = None) -> dict[str, Any]:
     run, view = asked.run, asked.view
     if view["backend"] == "slurm":
-        from cluster.node import cancel  # most nodes have no scheduler
-        return cancel.cancel(run, view, request)
+        from cluster.node import cancel
+        return cancel.finish(run, view, request, asked.already, told)
     if view["state"] not in ENDED_WORDS:
         view = _await_end(run, request.get("grace_s"))
     left = end_leftovers(run, view, 0.0 if request.get("now") else request.get("grace_s"))

@@ -1,6 +1,6 @@
 """What `launch` costs, beside its goals: ours and a reference are measured in turn, in the same run.
 
-    python -m tests.bench                all of them, about five minutes
+    python -m tests.bench                all of them, about seven minutes
     python -m tests.bench follow help    those whose name contains one of these words
     python -m tests.bench --list
 
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-from tests.bench import fanout, follow, numerics, startup, submit, supervision
+from tests.bench import fanout, follow, numerics, slurm, startup, submit, supervision
 from tests.bench.measure import CommandFailed
 from tests.bench.places import Places, Unavailable
 from tests.bench.table import Row, header, line
@@ -31,6 +31,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "follow-rate": follow.rate_and_memory,
     "follow-idle": follow.idle,
     "fifty-nodes": fanout.fifty_nodes,
+    "slurm-submit": slurm.submitted,
+    "slurm-sweep": slurm.a_sweep,
+    "slurm-status": slurm.status_of_many,
+    "slurm-down": slurm.status_without_controller,
     "completion": supervision.completion_seen,
     "supervisor": supervision.own_cost,
     "rasterizer": numerics.rasterizer,

@@ -1,4 +1,4 @@
-"""Where the benchmarks run: this computer with a state of its own, and the SSH test bed when it is needed."""
+"""Where the benchmarks run: this computer with a state of its own, and the test beds when they are needed."""
 from __future__ import annotations
 
 import json
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import psutil
 
 from tests.bench.measure import Spent, spend
 from tests.testbed.bed import unavailable
+from tests.testbed.slurmbed import SlurmBed, not_installed
 from tests.testbed.testbed import Testbed
 
 LAUNCH = Path(sys.prefix) / "bin" / "launch"
@@ -26,6 +27,10 @@ WORKDIR = f"/scratch/{USER}/launch"  # on every node
 ALIASES = {f"n{number:02d}": GPU_NODES[number % len(GPU_NODES)] for number in range(50)}
 _ALIAS_ADDRESS = "10.77.0.1{}"  # fabric takes two names of one address for one host: each alias has its own
 _OURS = ("LAUNCH_", "XDG_")
+_FILES = {"train.py": "print('a small project')\n"}
+_HOLD = {
+    "configs/stages/hold.yaml": "about: holds its place\ncommand: [sleep, '600']\ndefault_config: one\ngrace_s: 1\n",
+    "configs/runs/hold/one.yaml": "point: 0\n"}
 
 
 class Unavailable(Exception):
@@ -110,12 +115,20 @@ class Remote:
         return self.bed.root / "nodes" / node / path.lstrip("/")
 
 
+@dataclass(frozen=True)
+class Login(Remote):
+    """The SLURM test bed, whose cluster the client knows as `lab` and reaches through its login node."""
+
+    bed: SlurmBed
+
+
 class Places:
     """Made once per run; everything it started is gone when it is left."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._remote: Remote | None = None
+        self._login: Login | None = None
 
     def __enter__(self) -> Places:
         self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="launch-bench-")))
@@ -129,34 +142,59 @@ class Places:
         """The client of this name on this computer: an index of its own, a small git project."""
         folder = self.folder / name
         project = folder / "project"
-        return Client(project if project.exists() else _project(project), folder / "state")
+        return Client(project if project.exists() else _project(project, _FILES), folder / "state")
 
     def remote(self) -> Remote:
         """The test bed and one client of it. Raises Unavailable."""
         self._remote = self._remote or self._bring_up()
         return self._remote
 
+    def login(self) -> Login:
+        """The SLURM test bed and one client of it. Raises Unavailable."""
+        self._login = self._login or self._bring_up_slurm()
+        return self._login
+
     def _bring_up(self) -> Remote:
-        if why_not := unavailable():
-            raise Unavailable(why_not)
-        if os.geteuid() != 0:
-            raise Unavailable("a client is put into the test bed's network, and only root can do that")
         bed = Testbed(f"bench-{os.getpid()}", "private")
-        self._stack.callback(bed.down)
-        bed.up()
+        self._up(bed)
         _give_addresses(bed)
         folder = self.folder / "remote"
-        project = _project(folder / "project")
+        project = _project(folder / "project", _FILES)
         config = folder / "ssh_config"
         config.write_text(_direct_ssh_config(bed))
         cluster = _cluster_yaml(folder / "cluster.yaml", config)
-        prefix = ("nsenter", f"--net={bed.root}/net/head", "--")
-        return Remote(bed, Client(project, folder / "state", cluster, prefix), config)
+        return Remote(bed, Client(project, folder / "state", cluster, _inside(bed)), config)
+
+    def _bring_up_slurm(self) -> Login:
+        bed = SlurmBed(f"bench-slurm-{os.getpid()}")
+        self._up(bed)
+        folder = self.folder / "slurm"
+        project = _project(folder / "project", _FILES | _HOLD)
+        config = folder / "ssh_config"
+        config.write_text(_direct_ssh_config(bed))
+        cluster = folder / "cluster.yaml"
+        cluster.write_text(bed.slurm_cluster(USER, ssh_config=config))
+        return Login(bed, Client(project, folder / "state", cluster, _inside(bed)), config)
+
+    def _up(self, bed: Testbed) -> None:
+        if why_not := unavailable() or (isinstance(bed, SlurmBed) and not_installed()):
+            raise Unavailable(why_not)
+        if os.geteuid() != 0:
+            raise Unavailable("a client is put into the test bed's network, and only root can do that")
+        self._stack.callback(bed.down)
+        bed.up()
 
 
-def _project(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "train.py").write_text("print('a small project')\n")
+def _inside(bed: Testbed) -> tuple[str, ...]:
+    """Runs a command of this computer in the network of the nodes, away from those that it asks."""
+    place = "gpu05" if isinstance(bed, SlurmBed) else "head"
+    return ("nsenter", f"--net={bed.root}/net/{place}", "--")
+
+
+def _project(folder: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
     for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "begin"]):
         spend(["git", "-c", "user.name=bench", "-c", "user.email=bench@example.org", *words], cwd=folder)
     return folder

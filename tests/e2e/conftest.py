@@ -77,9 +77,9 @@ def logged_in(bed: SlurmBed, project: Path) -> LoginLab:
 def _cleaned(person: Lab, bed: Testbed | None) -> Iterator[Lab]:
     """Whatever still runs at the end is killed."""
     yield person
-    for job in json.loads(person.launch("status", "--json", "--all").stdout):
-        if job["state"] not in ENDED:
-            person.launch("kill", "--now", job["id"], code=None)
+    jobs = json.loads(person.launch("status", "--json", "--all").stdout)
+    if left := [job["id"] for job in jobs if job["state"] not in ENDED]:
+        person.launch("kill", "--now", *left, code=None)
     if bed:
         bed.sh("head", "rm -rf /home/alice/launch /home/alice/person")
 

@@ -168,3 +168,36 @@ def test_somebody_elses_job_is_refused(fake_slurm: FakeSlurm, tmp_path: Path) ->
     fake_slurm.say("scancel", Answer(stderr="scancel: error: Kill job error on job id 7: Access/permission denied\n", code=1))
     with pytest.raises(Refused, match="somebody else's job"):
         ask(run)
+
+
+def test_many_are_told_with_one_call_for_each_kind(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    waiting = {f"9_{number}": slurm_run(tmp_path, f"s-{number}", (), [f"9_{number}"], started=False)
+               for number in range(4)}
+    run = slurm_run(tmp_path, "a-1", RUNNING, ["7"])
+    running = queued("7", State="RUNNING", NodeList="gpu01")
+    fake_slurm.jobs(running, *map(queued, waiting))
+
+    def react(call: list[str]) -> None:
+        if call[0] == "--quiet":
+            assert sorted(call[1:]) == sorted(waiting)
+            fake_slurm.jobs(running, *(queued(id, State="CANCELLED", EndTime=iso(NOW)) for id in waiting))
+        else:
+            write_journal(run.attempt(0).journal, KILLED)
+            fake_slurm.jobs()
+            fake_slurm.past(accounted("7", "FAILED"), *(accounted(id, "CANCELLED") for id in waiting))
+
+    runs = [run, *waiting.values()]
+    with slurm_reacts(fake_slurm, react):
+        done = kill.kill_all({"run_dirs": [str(one.path) for one in runs], "by": "me@here"}, None)["jobs"]
+    assert [one["state"] for one in done] == ["CANCELLED"] * 5, done
+    assert [call[0] for call in scancels(fake_slurm)] == ["--quiet", "--signal=USR2"]
+
+
+def test_one_that_is_not_ours_does_not_keep_the_others_from_their_end(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    mine, other = (slurm_run(tmp_path, f"a-{id}", (), [id], started=False) for id in ("7", "8"))
+    fake_slurm.jobs(queued("7"), queued("8", UserID="12345", Comment="launch:a-token"))
+    fake_slurm.say("scancel", Answer(stderr="scancel: error: Kill job error on job id 8: Access/permission denied\n", code=1))
+    ended = queued("7", State="CANCELLED", EndTime=iso(NOW))
+    with slurm_reacts(fake_slurm, lambda _: fake_slurm.jobs(ended, queued("8", UserID="12345", Comment="launch:a-token"))):
+        done = kill.kill_all({"run_dirs": [str(mine.path), str(other.path)], "by": "me@here"}, None)["jobs"]
+    assert done[0]["state"] == "CANCELLED" and "somebody else's job" in done[1]["error"]["what"]
