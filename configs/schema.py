@@ -4,7 +4,7 @@ msgspec decodes them: one declaration gives the type, its bounds and the refusal
 that imports in a few milliseconds, and it never turns "5" into 5. A value that is wrong only together with another
 raises ValueError("`key`: …") in `__post_init__`; configs.keys adds file, line and value.
 
-Run files have a schema per stage: `Phase1Run`, `Phase3Run`; a stage without one has a free-form run file.
+Run files have a schema per stage: `Phase1Run`, `Phase2Run`, …; a stage without one has a free-form run file.
 """
 from __future__ import annotations
 
@@ -17,16 +17,19 @@ from msgspec.structs import fields
 from configs.fields import (
     Count, Resources, ResourcesOverride, Sbatch, Strict, Text, Weight, check_sbatch, parse_duration)
 from configs.phase1 import Phase1Run
+from configs.phase2 import Phase2Run
 from configs.phase3 import Phase3Run
+from configs.reconstruct import ReconstructRun
 
 __all__ = [
-    "NODE_TYPES", "SCHEMAS", "BaseNode", "ClusterFile", "Environment", "LocalNode", "Node", "Phase1Run", "Phase3Run",
-    "Resources", "ResourcesOverride", "Restart", "ResumeGlob", "SlurmNode", "SshNode", "SshOptions", "StageFile",
-    "check_node_name", "parse_duration",
+    "NODE_TYPES", "SCHEMAS", "BaseNode", "ClusterFile", "Environment", "LocalNode", "Node", "Phase1Run", "Phase2Run",
+    "Phase3Run", "ReconstructRun", "Resources", "ResourcesOverride", "Restart", "ResumeGlob", "SlurmNode", "SshNode",
+    "SshOptions", "StageFile", "check_node_name", "parse_duration",
 ]
 
 # By the name that a stage file gives as `schema:`.
-SCHEMAS: dict[str, type[Strict]] = {"phase1": Phase1Run, "phase3": Phase3Run}
+SCHEMAS: dict[str, type[Strict]] = {
+    "phase1": Phase1Run, "phase2": Phase2Run, "phase3": Phase3Run, "reconstruct": ReconstructRun}
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -73,7 +76,7 @@ class StageFile(Strict):
     pipeline: dict[str, dict[str, Any] | None] | None = None  # other stages by their labels: configs.pipeline
     args: tuple[str, ...] = ()  # for torchrun and python; before the path of the resolved config
     pass_config: bool | None = None  # append that path? null: yes for torchrun and python, no for command
-    schema: Literal["phase1", "phase3"] | None = None  # null: the run file is free-form
+    schema: Literal["phase1", "phase2", "phase3", "reconstruct"] | None = None  # null: the run file is free-form
     default_config: Text | None = None
     paths: tuple[str, ...] = ()  # free-form run files: the keys that hold paths, as a.b.c
     resources: Resources = Resources()
