@@ -112,6 +112,14 @@ def test_a_wait_that_no_machine_can_hold_is_refused_and_can_be_carried(two: Lab)
     assert done.stdout.splitlines()[-1].startswith("step 12 of p-"), done.stderr
 
 
+def test_a_single_job_is_carried_too(two: Lab) -> None:
+    first = two.submit("tiny", "--set", "steps=12")
+    said = two.launch("submit", "--node", "gpu02", "--after", first, "--", "echo", "second", code=4).stderr
+    assert f"cannot wait for {first}" in said
+    done = two.launch("submit", "--node", "gpu02", "--after", first, "--follow", "--", "echo", "second")
+    assert done.stdout == "second\n" and "held by this computer" in done.stderr
+
+
 def test_a_client_that_was_cut_off_goes_on_with_the_next_command(two: Lab) -> None:
     following = two.start("submit", "chain", "--node", "gpu01", "--name", "p", "--set", "train.steps=40", "--follow")
     wait_until(lambda: "p.train" in two.launch("status", "--json").stdout, 60, "the first stage is submitted")
