@@ -191,7 +191,8 @@ def _unshown(folded: Status, told: Told, answer: Answer) -> Judged:
         return Judged(folded)
     if told.stopper:
         reason, detail = Reason.KILLED, f"by {told.stopper}: {_before(told)}"
-    elif told.requeued is Reason.SCHEDULER:
+    elif told.requeued is Reason.SCHEDULER or told.start is None and "_" in told.ids[-1]:
+        # Of points of an array that are cancelled while others still wait SLURM keeps no record.
         reason, detail = Reason.KILLED, f"by scancel: {_before(told)}"
     else:
         reason, detail = told.requeued or Reason.SUPERVISOR_LOST, _FORGOTTEN

@@ -112,12 +112,12 @@ def test_five_hundred_jobs_of_slurm_and_fifty_of_ssh_nodes(slurm: Lab, slurm_bed
     assert len(asked_once(slurm, slurm_bed, calls, GPU_NODES)) == 550
     cancelled_behind_our_back(slurm_bed, 20)
     asked_once(slurm, slurm_bed, calls, GPU_NODES)
-    wait_until(lambda: states(slurm, sweep) == {"CANCELLED": 20, "PENDING": 480}, 90, "their end is known")
+    wait_until(lambda: states(slurm, sweep) == {"CANCELLED": 20, "PENDING": 480}, 120, "their end is known")
     killed_at_once(slurm, slurm_bed, calls, [sweep, *others], GPU_NODES)
 
 
 def cancelled_behind_our_back(bed: SlurmBed, count: int) -> None:
-    """By scancel, so long ago that only the accounting still knows of them."""
+    """By scancel, so long ago that squeue does not show them any more."""
     (number,) = {one.id.partition("_")[0] for one in bed.queue("alice")}
     bed.slurm("scancel", f"{number}_[0-{count - 1}]")
     wait_until(lambda: len(bed.slurm("squeue", "-h", "-r", "-t", "all", "-j", number).splitlines()) == 500 - count,

@@ -131,6 +131,14 @@ def test_a_job_that_slurm_has_forgotten(
     assert found["state"] == state and said in found["detail"]
 
 
+def test_a_point_that_was_cancelled_while_others_wait_has_no_record(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    fake_slurm.jobs(queued("7_4"))
+    fake_slurm.past(accounted("7_[3-9]", "PENDING"))
+    found = shown(slurm_run(tmp_path, "s-3", (), ["7_3"], beat_age_s=90, started=False))
+    assert (found["state"], found["detail"]) == ("CANCELLED", "by scancel: before it started")
+    assert shown(slurm_run(tmp_path, "s-5", (), ["7_5"], beat_age_s=30, started=False))["state"] == "PENDING"
+
+
 def test_who_cancelled_it_is_named_where_accounting_knows(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
     fake_slurm.past(accounted("7", f"CANCELLED by {os.getuid()}", End=iso(NOW - 100)))
     found = shown(slurm_run(tmp_path, "a-1", (), ["7"], started=False))
