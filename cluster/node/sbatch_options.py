@@ -1,6 +1,7 @@
 """From a job to the options of sbatch, by their long names. Pure."""
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -20,8 +21,11 @@ _CPU_OPTIONS = ("cpus-per-task", "cpus-per-gpu", "exclusive", "mincpus")
 
 
 def mark(token: str) -> str:
-    """The beginning of the job's comment: it is found by that when the answer of sbatch was lost."""
-    return f"launch:{token}"
+    """The beginning of the job's comment: it is found by that when the answer of sbatch was lost.
+
+    Not the token itself: everybody on the cluster may read a comment, and who knows the token may lead its nodes.
+    """
+    return f"launch:{hashlib.sha256(token.encode()).hexdigest()[:16]}"
 
 
 def options_of(spec: JobSpec, directory: str, machines: Sequence[Machine] = (),

@@ -16,6 +16,7 @@ from cluster.errors import Refused, Unreachable, Unusable
 from cluster.events import AttemptEnded, AttemptStarted, Reason
 from cluster.inventory import Node
 from cluster.node import sbatch
+from cluster.node.sbatch_options import mark
 from cluster.spec import After, Group, JobSpec, Slurm
 from tests.cluster.jobs import command
 from tests.node.scheduled import queued, slurm_run
@@ -49,7 +50,7 @@ def job(*argv: str, **more: object) -> JobSpec:
 
 
 def in_queue(id: str, spec: JobSpec, **changed: str) -> dict[str, str]:
-    return queued(id, UserName=getpass.getuser(), **{"Name": spec.id, "Comment": f"launch:{spec.token}", **changed})
+    return queued(id, UserName=getpass.getuser(), **{"Name": spec.id, "Comment": mark(spec.token), **changed})
 
 
 def ids(run_dir: str) -> list[str]:
@@ -67,8 +68,9 @@ def test_a_job_is_queued_once_with_everything_that_was_asked_for(lab: HostBacken
     assert ids(run["run_dir"]) == ["101"]
     script = Path(run["run_dir"], "slurm", "101_submission.sh").read_text()
     for line in ("--partition=main", "--gres=gpu:2", "--cpus-per-task=4", "--mem=4G", "--time=10", "--requeue",
-                 f"--job-name={spec.id}", f"--comment=launch:{spec.token}", "--kill-on-invalid-dep=yes"):
+                 f"--job-name={spec.id}", f"--comment={mark(spec.token)}", "--kill-on-invalid-dep=yes"):
         assert f"#SBATCH {line}\n" in script, script
+    assert spec.token not in script  # squeue shows options to everybody
     assert lab.submit(spec, "a: 1\n", {}) == run
     assert lab.find(spec.token)["run_dir"] == run["run_dir"]
     assert slurm.count()["sbatch"] == 1
@@ -97,7 +99,7 @@ def test_a_job_whose_answer_was_lost_is_found_by_name_and_token_and_not_queued_a
     slurm.say("sbatch", LOST)
     with pytest.raises(Unreachable, match="SLURM's controller does not answer"):
         lab.submit(spec, None, {})
-    slurm.jobs(in_queue("6", spec, Comment="launch:another"), in_queue("7", spec, Comment=f"launch:{spec.token} x"))
+    slurm.jobs(in_queue("6", spec, Comment="launch:another"), in_queue("7", spec, Comment=f"{mark(spec.token)} x"))
     found = lab.submit(spec, None, {})
     assert (found["slurm_id"], slurm.count()["sbatch"]) == ("7", 1)
     assert ids(found["run_dir"]) == ["7"]

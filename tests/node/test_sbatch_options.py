@@ -6,7 +6,7 @@ import pytest
 from cluster.errors import ClusterError, Refused, Unreachable, Unusable
 from cluster.node.machines import Machine, machines
 from cluster.node.refusals import refusal
-from cluster.node.sbatch_options import environment, options_of
+from cluster.node.sbatch_options import environment, mark, options_of
 from cluster.spec import JobSpec, Slurm
 from tests.cluster.jobs import command
 from tests.slurm.fake import FakeSlurm
@@ -27,7 +27,7 @@ def told(spec: JobSpec, dependency: str | None = None) -> dict[str, str | int | 
 
 def test_every_job_is_told_apart_warned_and_requeued() -> None:
     assert told(job()) == {
-        "job-name": "job-1", "comment": "launch:t0", "nodes": 1, "ntasks-per-node": 1, "signal": "USR1@120",
+        "job-name": "job-1", "comment": mark("t0"), "nodes": 1, "ntasks-per-node": 1, "signal": "USR1@120",
         "open-mode": "append", "kill-on-invalid-dep": "yes", "chdir": "/w/runs/job-1", "requeue": True,
         "cpus-per-task": 1}
 
@@ -64,7 +64,7 @@ def test_other_ways_to_ask_for_gpus_and_cpus_are_left_alone() -> None:
 def test_an_option_can_be_switched_off_and_a_comment_stands_behind_ours() -> None:
     found = told(job({"exclusive": False, "no-requeue": True, "comment": "for the paper"}))
     assert "exclusive" not in found and "requeue" not in found and found["no-requeue"] is True
-    assert found["comment"] == "launch:t0 for the paper"
+    assert found["comment"] == f"{mark('t0')} for the paper"
 
 
 def test_a_limit_that_the_partition_does_not_give_is_refused_before_it_waits_for_ever() -> None:
