@@ -13,6 +13,7 @@ and imported by training code.
 """
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -322,6 +323,17 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o644) -> None:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Give a directory its name. Raises FileExistsError when there is one of that name that is not empty: what the
+    kernel says of that is another error on most file systems."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        raise FileExistsError(error.errno, error.strerror, str(target)) from None
 
 
 def read_json_lines(path: Path) -> Iterator[dict]:

@@ -9,11 +9,13 @@ attempt. `phase1` is the `label` of one of the spec's `after`.
 """
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -21,7 +23,7 @@ from typing import IO, Any, BinaryIO
 
 from cluster.contract import (
     BEST, MANIFEST, AttemptDir, BadArtifact, BadCheckpoint, RunDir, fingerprint, list_checkpoints, read_manifest,
-    sha256_file, verify_artifact, verify_checkpoint, write_atomically)
+    rename_new, sha256_file, verify_artifact, verify_checkpoint, write_atomically)
 from cluster.errors import NodeFailure, Unusable
 from cluster.node import resume
 from cluster.spec import After, BadSpec, JobSpec
@@ -232,10 +234,11 @@ def receive(arriving: Iterable[Frame], inputs: Path) -> Offer:
     place = inputs / found.fingerprint[:32]
     if not place.is_dir():
         inputs.mkdir(parents=True, exist_ok=True)
-        aside = inputs / f".new-{found.fingerprint[:32]}-{os.getpid()}"
+        aside = inputs / f".new-{found.fingerprint[:32]}-{os.getpid()}-{time.monotonic_ns()}"
         try:
             _store(stream, found, aside / name)
-            aside.rename(place)
+            with contextlib.suppress(FileExistsError):  # somebody else was faster with the same
+                rename_new(aside, place)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return replace(found, path=str(place / name))

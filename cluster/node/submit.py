@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
-from cluster.contract import AttemptDir, RunDir, write_atomically
+from cluster.contract import AttemptDir, RunDir, rename_new, write_atomically
 from cluster.errors import NodeFailure, Unreachable, Unusable
 from cluster.events import AttemptEnded
 from cluster.journal import read_journal
@@ -245,7 +245,7 @@ def unpack_code(workdir: Path, digest: str | None, payload: BinaryIO, size: int)
     try:
         with tarfile.open(fileobj=payload, mode="r|*") as archive:
             _extract(archive, aside)
-        aside.rename(target)
+        rename_new(aside, target)
     except (tarfile.TarError, EOFError) as error:
         raise NodeFailure(f"the code did not arrive whole: {error}", hint="submit again") from None
     except FileExistsError:

@@ -102,6 +102,19 @@ def test_code_is_unpacked_once_and_copied_to_each_job(local: Backend) -> None:
     assert Path(second["run_dir"], "code", "sub", "link").read_text().startswith("#!/bin/sh")
 
 
+def test_code_that_two_send_at_once_is_there_for_both(tmp_path: Path) -> None:
+    raw = archive(("run.sh", b"true", ""))
+
+    class Overtaken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            submit.unpack_code(tmp_path, "abc", io.BytesIO(raw), len(raw))
+            return super().read(size)
+
+    (tmp_path / ".launch").mkdir()
+    assert submit.unpack_code(tmp_path, "abc", Overtaken(raw), len(raw)) == tmp_path / ".launch" / "code" / "abc"
+    assert [path.name for path in (tmp_path / ".launch" / "code").iterdir()] == ["abc"]
+
+
 @pytest.mark.parametrize(("packed", "words"), [
     (archive(("../out", b"x", "")), "leads out of it"), (archive(("/etc/out", b"x", "")), "leads out of it"),
     (archive(("a", None, "/tmp"), ("a/out", b"x", "")), "leads out of it"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -177,6 +177,20 @@ def test_what_arrives_changed_or_not_whole_is_not_kept(giver: Job, tmp_path: Pat
         handover.receive(outside, inputs)
     assert list(inputs.iterdir()) == []
     assert Path(handover.receive(sent, inputs).path).is_dir()
+
+
+def test_two_that_fetch_the_same_at_once_both_have_it(giver: Job, tmp_path: Path) -> None:
+    sent = list(handover.frames({"run_dir": str(giver.run.path), "what": "checkpoints.last"}))
+    inputs = tmp_path / "inputs"
+
+    def overtaken() -> Iterator[handover.Frame]:
+        yield from sent[:-1]
+        handover.receive(sent, inputs)
+        yield sent[-1]
+
+    found = handover.receive(overtaken(), inputs)
+    assert (Path(found.path) / "model.safetensors").is_file()
+    assert [path.name for path in inputs.iterdir()] == [found.fingerprint[:32]]
 
 
 # --- manifests ----------------------------------------------------------------------------------------------
