@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
+from msgspec.structs import force_setattr, replace
+
 from configs.fields import Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Text
+
+TEST_SAMPLES = 600
+TEST_SAMPLING_STEPS = 25
 
 
 class Sources(Strict):
     """The real samples; one view of each, or every view on its own, is put into the generator."""
 
-    path: DataPath  # a list file, one sample directory per line
+    path: DataPath  # a list file, one sample directory per line; or a data set's folder: its data_train.txt
     view: Count | Literal["all"] = 0
     on_bad: Literal["error", "skip"] = "error"  # skip: bad samples are counted and listed
     frame: Text | None = None  # regular expression, one group: the source frame in a sample's name; null: the sample
@@ -60,6 +65,7 @@ class Generator(Strict):
 class Phase2Run(Strict):
     generator: Generator
     sources: Sources
+    mode: Literal["full", "test"] = "full"  # test: at most 600 samples and 25 sampling steps
     batch: Positive | None = None  # samples at once per rank; null: as many as the GPU's free memory holds
     max_batch: Positive = 16  # of what is found so
     val_share: Fraction = 0.1  # of the source frames, all samples of a frame on one side
@@ -70,3 +76,8 @@ class Phase2Run(Strict):
     def __post_init__(self) -> None:
         if not 0 < self.val_share < 1:
             raise ValueError(f"`val_share`: {self.val_share} must be between 0 and 1: both lists need samples")
+        if self.mode == "test":
+            limit = min(TEST_SAMPLES, self.sources.limit or TEST_SAMPLES)
+            force_setattr(self, "sources", replace(self.sources, limit=limit))
+            steps = min(TEST_SAMPLING_STEPS, self.generator.steps)
+            force_setattr(self, "generator", replace(self.generator, steps=steps))

@@ -43,7 +43,7 @@ class ReconstructRun(Strict):
     fit: Fit = Fit()
     turntable: Turntable = Turntable()
     truth: DataPath | None = None  # a sample's folder: the true views of this object, for metrics.json
-    mean_of: DataPath | None = None  # a list of training samples: their mean picture stands beside, with `truth`
+    mean_of: DataPath | None = None  # training samples, a list or its folder: their mean stands beside, with `truth`
     resources: ResourcesOverride = ResourcesOverride()  # for launch; the job itself does not look at it
 
     def __post_init__(self) -> None:

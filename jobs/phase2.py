@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from configs.load import read_run
 from configs.phase2 import Phase2Run
 from jobs.runtime import Job, JobError, StopFlag, run_job
-from jobs.start import arguments, open_job, told, with_found
+from jobs.start import arguments, find_list, open_job, told, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from jobs.data.samples import Sample
@@ -63,7 +63,8 @@ def _with_found_paths(config: Phase2Run) -> Phase2Run:
     import msgspec
 
     generator = with_found(config.generator, "checkpoint", "rig_of", "prompt_embeds")
-    return msgspec.structs.replace(config, generator=generator, sources=with_found(config.sources, "path"))
+    sources = msgspec.structs.replace(config.sources, path=find_list(config.sources.path, "data_train.txt"))
+    return msgspec.structs.replace(config, generator=generator, sources=sources)
 
 
 def _check_resume(job: Job) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from configs.load import read_run
 from configs.reconstruct import ReconstructRun
 from jobs.runtime import Job, JobError, StopFlag, run_job
-from jobs.start import arguments, find_path, open_job, with_found
+from jobs.start import arguments, find_list, find_path, open_job, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from torch import Tensor
@@ -81,7 +81,9 @@ def _reconstruct(config: ReconstructRun, given: argparse.Namespace, world: World
 def _with_found_paths(config: ReconstructRun) -> ReconstructRun:
     import msgspec
 
-    config = with_found(config, "input_image", "truth", "mean_of")
+    config = with_found(config, "input_image", "truth")
+    if config.mean_of:
+        config = msgspec.structs.replace(config, mean_of=find_list(config.mean_of, "data_train.txt"))
     return msgspec.structs.replace(
         config, generator=with_found(config.generator, "checkpoint", "rig_of", "prompt_embeds"),
         reconstructor=msgspec.structs.replace(config.reconstructor,

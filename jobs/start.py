@@ -49,6 +49,12 @@ def find_path(path: str | None) -> str | None:
     return below if os.path.exists(below) else path
 
 
+def find_list(path: str, name: str) -> str:
+    """`find_path` of a list file, or of the list `name` in a data set's folder, as an artifact of phase 2 is."""
+    found = str(find_path(path))
+    return os.path.join(found, name) if os.path.isdir(found) else found
+
+
 def with_found(config: Any, *keys: str) -> Any:
     """The config with `find_path` of the given keys."""
     import msgspec

@@ -204,11 +204,21 @@ def test_a_disk_that_will_not_do_is_told_after_the_first_batch(
         run_here(tmp_path / "run", {**small(data, generator), "batch": 1})
 
 
+def test_a_sample_that_an_older_attempt_wrote_meanwhile_is_there_once(data: Path, generator: Path, tmp_path: Path) -> None:
+    store, item = Store(tmp_path), items(data)[0]
+    store.open({"batch": 1}, superseded=False)
+    picture = torch.full((6, 16, 16, 4), 200, dtype=torch.uint8)
+    about = {"quality": {"explained": [1.0]}, "rejected": []}
+    first = store.put(item, picture, mv6(16), about, True)
+    assert store.put(item, picture, mv6(16), about, True) == first == store.find(item, deep=True)
+    assert [path.name for path in store.dataset.iterdir() if path.is_dir()] == [item.name]
+
+
 # --- which items ------------------------------------------------------------------------------------------------------
 
 def items(data: Path, **sources: Any) -> list[Any]:
     config = msgspec.convert(phase2_of(data, Path("none"), sources=sources), Phase2Run)
-    return phase2._work(config, World(0, 1, torch.device("cpu"))).items
+    return phase2._work(phase2._with_found_paths(config), World(0, 1, torch.device("cpu"))).items
 
 
 def test_a_seed_belongs_to_a_sample_and_a_view_not_to_a_place_in_the_list(data: Path, tmp_path: Path) -> None:
@@ -218,6 +228,7 @@ def test_a_seed_belongs_to_a_sample_and_a_view_not_to_a_place_in_the_list(data: 
     assert {item.name: item.seed for item in listed} == {item.name: item.seed for item in turned}
     assert [item.seed for item in items(data, view=2)] == [item.seed for item in listed if item.view == 2]
     assert len(items(data, view="all", limit=5)) == 5
+    assert items(data, path=str(data)) == items(data)  # a data set's folder
 
 
 def test_all_views_of_a_frame_are_on_one_side(data: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configs.errors import ConfigError
 from configs.load import load_run, load_stage
-from configs.phase2 import Generator, Quality
+from configs.phase2 import Generator, Phase2Run, Quality
 from jobs.data.toy import make_mouse, render_rgba
 from jobs.matting import rgba_of
 from jobs.mv_components import PROMPTS
@@ -211,6 +211,18 @@ def test_values_that_are_not_finite_fail(mouse: Tensor) -> None:
 def test_a_run_file_is_whole(name: str) -> None:
     run = load_run(load_stage("phase2", Path.cwd()), name, ["generator.checkpoint=${phase1.checkpoints.best}"], Path.cwd())
     assert run.path_keys == ("sources.path",)
+
+
+def test_test_mode_shortens_what_is_asked_for() -> None:
+    def typed(*sets: str) -> Phase2Run:
+        run = load_run(load_stage("phase2", Path.cwd()), "mouse", list(sets), Path.cwd()).typed
+        assert isinstance(run, Phase2Run)
+        return run
+
+    assert (typed().sources.limit, typed().generator.steps) == (None, 50)
+    short, own = typed("mode=test"), typed("mode=test", "sources.limit=5", "generator.steps=3")
+    assert (short.sources.limit, short.generator.steps) == (600, 25)
+    assert (own.sources.limit, own.generator.steps) == (5, 3)
 
 
 @pytest.mark.parametrize(("change", "said"), [
