@@ -10,21 +10,24 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ClusterError, Unreachable
 from cluster.inventory import Node, client_state_dir
 from cluster.node import handover, waiting
 from cluster.spec import After, JobSpec
 from launcher import reconcile
-from launcher.errors import LaunchError
-from launcher.groups import GroupDraft, Member
+from launcher.errors import LaunchError, Refused
+from launcher.groups import GroupDraft
 from launcher.index import Held, Index, Intent, Job
 from launcher.needs import Need
 from launcher.submit import Submitted, as_job, packed, secret_values
+
+if TYPE_CHECKING:
+    from launcher.snapshot import Snapshot
 
 
 @dataclass
@@ -36,31 +39,40 @@ class Advanced:
 
 
 def hold(index: Index, ready: GroupDraft) -> list[Held]:
-    """Write down all of a group before anything of it is sent."""
+    """Write down all of a group before anything of it is sent. Its code follows: what no row names, another client
+    forgets.
+    """
     now = time.time()
     rows = [Held(member.spec.token, position, ready.id, member.draft.node.name, str(ready.start),
-                 member.spec.to_json().decode(), member.draft.config, _keep(member),
+                 member.spec.to_json().decode(), member.draft.config, _place_of(member.draft.code),
                  json.dumps([need.to_json() for need in member.needs]), os.getpid(), now)
             for position, member in enumerate(ready.members)]
     index.hold(rows)
+    try:
+        for row, member in zip(rows, ready.members):
+            if row.code and member.draft.code:
+                _keep(member.draft.code, Path(row.code))
+    except BaseException:
+        index.let_go([row.token for row in rows])
+        raise
     return rows
 
 
-def _keep(member: Member) -> str | None:
+def _place_of(code: Snapshot | None) -> str | None:
+    return None if code is None else str(client_state_dir() / "held" / f"{code.code.digest}.tar")
+
+
+def _keep(code: Snapshot, path: Path) -> None:
     """The packed code as a file: the work tree may look otherwise when the job is submitted."""
-    code = member.draft.code
-    if code is None:
-        return None
-    path = client_state_dir() / "held" / f"{code.code.digest}.tar"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with packed(code) as content, open(aside, "wb") as file:
-            content.seek(0)
-            while block := content.read(1 << 20):
-                file.write(block)
-        aside.replace(path)
-    return str(path)
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with packed(code) as content, open(aside, "wb") as file:
+        content.seek(0)
+        while block := content.read(1 << 20):
+            file.write(block)
+    aside.replace(path)
 
 
 def send(index: Index, ready: GroupDraft) -> list[Submitted]:
@@ -70,7 +82,7 @@ def send(index: Index, ready: GroupDraft) -> list[Submitted]:
     """
     tokens = [row.token for row in hold(index, ready)]
     try:
-        return advance(index, strict=True).submitted
+        return advance(index, tokens).submitted
     except (LaunchError, ClusterError) as error:
         index.let_go(tokens)
         begun = [job.id for token in tokens if (job := index.with_key(token))]
@@ -84,10 +96,12 @@ def send(index: Index, ready: GroupDraft) -> list[Submitted]:
         _forget_code(index)
 
 
-def advance(index: Index, strict: bool = False) -> Advanced:
-    """Submit what can be submitted now. `strict`: raises the first LaunchError or ClusterError instead of a note."""
+def advance(index: Index, only: Collection[str] = ()) -> Advanced:
+    """Submit what can be submitted now; `only`: of these tokens, and the first LaunchError or ClusterError is raised
+    instead of a note.
+    """
     result = Advanced()
-    rows = [row for row in index.held() if not _in_other_hands(row)]
+    rows = [row for row in index.held() if not _in_other_hands(row) and (not only or row.token in only)]
     if not rows:
         return result
     _look_at_carried(index, rows)
@@ -97,7 +111,7 @@ def advance(index: Index, strict: bool = False) -> Advanced:
         try:
             _advance_one(index, row, result)
         except (LaunchError, ClusterError) as error:
-            if strict:
+            if only:
                 raise
             if not isinstance(error, Unreachable):
                 index.let_go([row.token])
@@ -178,7 +192,11 @@ def _submit(index: Index, row: Held, spec: JobSpec, config: str | None) -> Submi
 
 def _ask_twice(row: Held, node: Node, spec: JobSpec, config: str | None) -> dict[str, Any]:
     backend = reconcile.backend_of(node)
-    with open(row.code or os.devnull, "rb") as code:
+    try:
+        code = open(row.code or os.devnull, "rb")
+    except FileNotFoundError:  # whoever held it was cut off before that
+        raise Refused("its code was not kept", hint="submit it again") from None
+    with code:
         try:
             return backend.submit(spec, config, secret_values(spec), code)
         except Unreachable:

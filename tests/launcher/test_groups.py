@@ -268,3 +268,29 @@ def test_a_client_that_dies_between_two_stages_leaves_nothing_half_submitted(mak
     maker.run("wait", "late")
     assert list(statuses(maker, "late")) == ["late.first", "late.second", "late.third"]
     assert not list((index.parent / "held").glob("*.tar"))
+
+
+def test_what_an_earlier_client_left_does_not_spoil_another_pipeline(maker: Person) -> None:
+    """Its node does not answer; that of the new one does."""
+    clusters = maker.at / "configs" / "cluster.yaml"
+    clusters.write_text(clusters.read_text().replace("{local:", "{gone: {via: ssh, host: gone.invalid}, local:"))
+    index = Path(maker.env["LAUNCH_HOME"]) / "index.sqlite"
+    with open_index(index) as opened:
+        held.hold(opened, groups.draft_any(opened, Request(maker.at, stage="line", name="old"), False))
+    with sqlite3.connect(index) as db:
+        db.execute("UPDATE held SET pid = 1 << 30, node = 'gone'")
+    done = maker.run("submit", "line", "--name", "new")
+    assert done.stdout == "new\n" and "new: 3 jobs on local" in done.stderr
+    maker.run("wait", "new")
+
+
+def test_code_that_was_not_kept_any_more_is_said(maker: Person) -> None:
+    index = Path(maker.env["LAUNCH_HOME"]) / "index.sqlite"
+    with open_index(index) as opened:
+        rows = held.hold(opened, groups.draft_any(opened, Request(maker.at, stage="line", name="late"), False))
+    with sqlite3.connect(index) as db:
+        db.execute("UPDATE held SET pid = 1 << 30")
+    for code in {row.code for row in rows}:
+        Path(code or "").unlink()
+    assert "late-" in (said := maker.run("status").stderr) and "its code was not kept" in said
+    assert "is held" not in maker.run("status").stderr
