@@ -323,8 +323,9 @@ def _continue(run: RunDir, id: str) -> str:
 
 def _repoint(old: str, new: str, until: float) -> None:
     """Jobs that wait for `old` wait for `new`: the old one is about to end without having completed."""
-    waiting = _said("squeue", "-h", "-t", "PD", "-o", "%i|%E")
-    for line in waiting.splitlines():
+    said: list[str] = []
+    _until_told(lambda: said.append(slurm_tools.run(["squeue", "-h", "-t", "PD", "-o", "%i|%E"], _TOOL_S)), until)
+    for line in "".join(said).splitlines():
         waiter, _, dependency = line.strip().partition("|")
         if waiter == new or (changed := repointed(dependency, old, new)) is None:
             continue

@@ -213,7 +213,8 @@ def test_a_restart_asked_meanwhile_is_done_in_the_next_allocation(make: MakeJob,
 
 def test_where_requeue_is_forbidden_it_goes_on_under_a_new_id(make: MakeJob, slurm: Scheduler) -> None:
     slurm.answers("scontrol", "requeue", "echo 'Requested operation is presently disabled for job 77' >&2; exit 1")
-    slurm.answers("squeue", "-t", "echo '80|afterok:77(unfulfilled),afterany:60(unfulfilled)'; echo '81|afterok:777(unfulfilled)'")
+    busy = "if mkdir asked 2>/dev/null; then echo 'Unable to contact slurm controller' >&2; exit 1; fi; "
+    slurm.answers("squeue", "-t", busy + "echo '80|afterok:77(unfulfilled),afterany:60(unfulfilled)'; echo '81|afterok:777(unfulfilled)'")
     (slurm.directory / "sbatch.out").write_text("Submitted batch job 78\n")
     (slurm.directory / "sinfo.out").write_text("gpu01|main*|16|gpu:8|infinite|idle\n")
     job = slurm.start(make("sh", "-c", SAVES))
