@@ -66,8 +66,18 @@ def main(run_dir: Path, env: Mapping[str, str] = os.environ) -> int:
         return member.main(run_dir, node, allocation_of(env))
     loop = Loop()
     place = Allocation(run, loop, env)
+    remember(run, place.id)
     by = started_by(run, place.id)
     return supervise(run, loop, place, read_history(run) if by == "scheduler" else History(), by)
+
+
+def remember(run: RunDir, id: str) -> None:
+    """The id of this allocation is one of the job's, also where whoever queued it never heard what sbatch answered."""
+    from cluster.node import sbatch
+
+    with contextlib.suppress(ClusterError, OSError):  # then it is shown by its heartbeat alone
+        if id not in sbatch.ids_of(run):
+            sbatch.record(run, id)
 
 
 def started_by(run: RunDir, id: str) -> str:

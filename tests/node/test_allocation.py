@@ -1,6 +1,7 @@
 """A supervisor inside a SLURM allocation: its signals, what follows an attempt, and two of them at once."""
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -207,6 +208,13 @@ def test_a_restart_asked_meanwhile_is_done_in_the_next_allocation(make: MakeJob,
     job.ask(control.Restart("me@here", spec=new.to_json().decode()))
     assert ended(job) == 1 and job.endings[-1].next == "requeue"
     assert ended(slurm.start(job, restarts=1)) == 0 and "changed" in job.log()
+
+
+def test_an_id_that_whoever_queued_it_never_heard_is_one_of_the_jobs(make: MakeJob, slurm: Scheduler) -> None:
+    job = make("true")
+    job.run.slurm.write_text('{"ids": ["70"]}')
+    assert ended(slurm.start(job)) == 0
+    assert json.loads(job.run.slurm.read_bytes()) == {"ids": ["70", "77"]}
 
 
 # --- what follows -------------------------------------------------------------------------------------------
