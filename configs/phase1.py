@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
+from msgspec.structs import force_setattr, replace
+
 from configs.fields import (
     Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Weight,
 )
-from configs.phase3 import Checkpoint, Dataset, Wandb
+from configs.phase3 import Checkpoint, Dataset, Mode, Wandb, shortened
 
+TEST_SAMPLING_STEPS = 25
 Views = Count | Literal["random"] | tuple[Count, ...]
 
 
@@ -131,8 +134,15 @@ class Training(Strict):
 class Phase1Run(Strict):
     training: Training
     pretrained: DataPath  # a diffusers folder (a public one or a checkpoint of this stage); random:SEED: made here
+    mode: Mode = "full"  # test: at most 600 training samples, 10,000 steps and 25 sampling steps in validation
     prompt_embeds: DataPath | None = None  # [views, L, D]; null: those in the folder, or random beside random:SEED
     model: Model = Model()
     checkpoint: Checkpoint = Checkpoint()
     wandb: Wandb = Wandb()
     resources: ResourcesOverride = ResourcesOverride()  # for launch; the job itself does not look at it
+
+    def __post_init__(self) -> None:
+        if self.mode == "test":
+            validation = self.training.validation
+            validation = replace(validation, steps=min(TEST_SAMPLING_STEPS, validation.steps))
+            force_setattr(self, "training", replace(shortened(self.training), validation=validation))

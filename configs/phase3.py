@@ -1,7 +1,9 @@
 """The run file of phase 3: GS-LRM, six posed views to 3D Gaussians. Defaults are the reference's values."""
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
+
+from msgspec.structs import force_setattr, replace
 
 from configs.fields import (
     Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Text, Weight,
@@ -37,6 +39,7 @@ class Dataset(Strict):
     path: DataPath  # a list file, one sample directory per line
     on_bad: Literal["error", "skip"] = "error"  # skip: bad samples are counted and listed
     background: tuple[Fraction, Fraction, Fraction] = (1.0, 1.0, 1.0)  # RGB behind transparent pixels
+    max_samples: Positive | None = None  # spread evenly over the list; null: all
 
 
 class Validation(Strict):
@@ -104,7 +107,9 @@ class Training(Strict):
     seed: Count = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     loader_workers: Count = 4  # processes per rank
-    activation_checkpointing: bool = True
+    # false: all activations are kept; selective: those of attention, the rest is computed again in backward; true: all
+    # is computed again; auto: the first of these that fits into the free memory
+    activation_checkpointing: bool | Literal["auto", "selective"] = "auto"
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     losses: Losses = Losses()
@@ -127,10 +132,29 @@ class Wandb(Strict):
     project: Text = "launch"
 
 
+TEST_SAMPLES = 600
+TEST_STEPS = 10_000
+Mode = Literal["full", "test"]
+T = TypeVar("T", bound=Strict)
+
+
+def shortened(training: T) -> T:
+    """The `training:` of a run in test mode: at most so many training samples and steps, whatever it asks for."""
+    samples = min(TEST_SAMPLES, training.dataset.max_samples or TEST_SAMPLES)
+    return replace(training, dataset=replace(training.dataset, max_samples=samples),
+                   max_steps=min(TEST_STEPS, training.max_steps))
+
+
 class Phase3Run(Strict):
     training: Training
+    mode: Mode = "full"  # test: at most 600 training samples and 10,000 steps
     model: Model = Model()
     init_from: DataPath | None = None  # weights only, the run starts at step 0; strict
     checkpoint: Checkpoint = Checkpoint()
+    turntable_frames: Count = 150  # of the film at the end; 0: none
     wandb: Wandb = Wandb()
     resources: ResourcesOverride = ResourcesOverride()  # for launch; the job itself does not look at it
+
+    def __post_init__(self) -> None:
+        if self.mode == "test":
+            force_setattr(self, "training", shortened(self.training))

@@ -1,31 +1,39 @@
 """GS-LRM as a stage: its losses, its validation and what it leaves behind."""
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+import msgspec
+import psutil
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from configs.phase3 import Losses, Phase3Run
+from configs.phase3 import Losses, Model, Phase3Run
+from configs.reconstruct import Turntable
 from jobs.checkpoint import load_module
 from jobs.data.multiview import Batch, MultiView
 from jobs.heldout import Heldout
 from jobs.metrics import Metrics
+from jobs.reconstructor import ABOUT
 from jobs.runtime import JobError
 from jobs.stage import Stage
+from jobs.turntable import save_turntable
 from jobs.world import World, mixed_seed
 from models import losses
 from models.cameras import rays
 from models.gaussians import Gaussians, RenderError, load_gsplat, render, save_ply
-from models.gslrm import GSLRM, GSLRMConfig
+from models.gslrm import GLOBAL_TOKENS, GSLRM, GSLRMConfig, Recompute, activation_gb
 from models.perceptual import Lpips, PerceptualLoss
 from models.weights import WeightsError
 
 _PIXELS_AT_ONCE = 1 << 20  # target pixels whose rendering graph is alive at a time
+_ACTIVATIONS_SHARE = 0.5  # of the free memory that `auto` gives to them; the rest is the renderer's and the losses'
+_BYTES_PER_WEIGHT = 16  # the weight, its gradient and two moments, fp32
 PICTURE = "before_after_truth.png"
 PLY = "gaussians.ply"
 
@@ -45,6 +53,14 @@ class GSLRMStage(Stage):
         self._model = build_model(config).to(world.device)
         self._pictures = PictureLoss(config, world.device)
         self.modules = {"gslrm": self._model}
+
+    def prepare(self, world: World, attachments: Path) -> str:
+        """On all ranks, before training: how activations are kept, which is told; what goes into each checkpoint."""
+        if world.is_main:
+            write_about(self._config.model, attachments)
+        self.attachments = attachments
+        self._model.checkpoint_activations, words = recomputation(self._config, self._model, world)
+        return words
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         return parameter.dim() >= 2 and name != "gaussian_position_embeddings"
@@ -92,13 +108,50 @@ class GSLRMStage(Stage):
         return found
 
     def artifacts(self, directory: Path) -> None:
-        """gaussians.ply, and the held-out views of one validation sample before training, after it, and in
-        truth."""
+        """gaussians.ply and its film, and the held-out views of one validation sample before training, after it, and
+        in truth."""
         before = build_model(self._config).to(self._device).eval()
         self._model.eval()
         with torch.no_grad():
-            save_ply(directory / PLY, self._heldout.example(self._model))
+            scene = self._heldout.example(self._model)
+            save_ply(directory / PLY, scene)
+            self._film(scene, directory)
             Image.fromarray(self._heldout.picture([before, self._model])).save(directory / PICTURE)
+
+
+    def _film(self, scene: Gaussians, directory: Path) -> None:
+        frames, background = self._config.turntable_frames, self._config.training.dataset.background
+        if frames:
+            film, why = save_turntable(scene, Turntable(frames=frames), self._config.model.image_size, background,
+                                       directory)
+            self._metrics.say(f"turntable: {film}" + (f" ({why})" if why else ""))
+
+
+def write_about(model: Model, directory: Path) -> None:
+    """The sizes of the network, for whoever gets a checkpoint without its run."""
+    directory.mkdir(exist_ok=True)
+    (directory / ABOUT).write_text(json.dumps({"model": msgspec.to_builtins(model)}, indent=1))
+
+
+def recomputation(config: Phase3Run, model: GSLRM, world: World) -> tuple[Recompute, str]:
+    """What backward computes again (the same on every rank), and a word about it."""
+    training, sizes = config.training, config.model
+    asked = training.activation_checkpointing
+    tokens = GLOBAL_TOKENS + training.input_views * (sizes.image_size // sizes.patch_size) ** 2
+    need = activation_gb(model.config, training.batch_per_rank * tokens, 2 if training.precision == "bf16" else 4)
+    if asked != "auto":
+        return asked, f"activations: {_NAMED[asked]}, ~{need[asked]:.2g} GB"
+    if world.device.type == "cuda":
+        free = torch.cuda.mem_get_info(world.device)[0]
+    else:
+        free = psutil.virtual_memory().available // world.size
+    state = _BYTES_PER_WEIGHT * sum(parameter.numel() for parameter in model.parameters())
+    room = _ACTIVATIONS_SHARE * (min(world.gather(free)) - state) / 1e9
+    found = next((way for way, gb in need.items() if gb <= room), True)
+    return found, f"activations: {_NAMED[found]}, ~{need[found]:.2g} GB (auto: room for {max(0.0, room):.3g} GB)"
+
+
+_NAMED: dict[Recompute, str] = {False: "kept", "selective": "those of attention are kept", True: "computed again"}
 
 
 def check_renderer(config: Phase3Run, device: torch.device) -> None:
@@ -206,7 +259,7 @@ def build_model(config: Phase3Run) -> GSLRM:
     model = GSLRM(GSLRMConfig(
         d=sizes.d, d_head=sizes.d_head, n_layer=sizes.n_layer, patch_size=sizes.patch_size,
         scale_bias=sizes.scale_bias, scale_max=sizes.scale_max, opacity_bias=sizes.opacity_bias,
-        depth_half=sizes.depth_half, clip_xyz=sizes.clip_xyz), config.training.activation_checkpointing)
+        depth_half=sizes.depth_half, clip_xyz=sizes.clip_xyz))
     if config.init_from:
         _initialise(model, Path(config.init_from))
     return model

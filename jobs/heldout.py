@@ -52,41 +52,52 @@ class Heldout:
     order."""
 
     def __init__(self, val: MultiView, train: MultiView, input_views: int,
-                 background: tuple[float, float, float], world: World) -> None:
-        self._val, self._background, self._world = val, background, world
+                 background: tuple[float, float, float], world: World, bf16: bool = False) -> None:
+        self._val, self._background, self._world, self._bf16 = val, background, world, bf16
         self.items = items_of(val, input_views)
         means = mean_images(train, world)
         self._baselines = self._over_items(lambda item, target: torch.stack([
             image_psnr(torch.ones_like(target), target), image_psnr(means[item.heldout], target)]), None)
 
     def evaluate(self, model: GSLRM, stop_asked: Callable[[], bool] | None) -> dict[str, float] | None:
-        """val/psnr and val/ssim are means over images; None when the ranks were asked to stop meanwhile."""
+        """Means over images, of the held-out views (val/psnr, val/ssim) and, apart, of the views that were put in
+        (val/psnr_input, val/ssim_input); None when the ranks were asked to stop meanwhile."""
         def score(item: Item, target: Tensor) -> Tensor:
-            predicted = self.predict(model, item)
-            return torch.stack([image_psnr(predicted, target), image_ssim(predicted, target)])
+            shown = [item.heldout, *item.inputs]
+            predicted, truth = self._predict(model, item, shown), self._truth(item, shown)
+            psnr, ssim = image_psnr(predicted, truth), image_ssim(predicted, truth)
+            return torch.stack([psnr[0], ssim[0], psnr[1:].mean(), ssim[1:].mean()])
 
         found = self._over_items(score, stop_asked)
         if found is None or self._baselines is None:
             return None
-        return {"val/psnr": found[0], "val/ssim": found[1], "val/psnr_white": self._baselines[0],
-                "val/psnr_mean": self._baselines[1], "val/images": len(self.items)}
+        return {"val/psnr": found[0], "val/ssim": found[1], "val/psnr_input": found[2], "val/ssim_input": found[3],
+                "val/psnr_white": self._baselines[0], "val/psnr_mean": self._baselines[1],
+                "val/images": len(self.items)}
 
     def predict(self, model: GSLRM, item: Item) -> Tensor:
         """The held-out view [3, S, S], not clamped."""
-        views = self._val.views(item.sample)
-        target, device, size = [item.heldout], self._world.device, self._val.size
-        rendering = render(self.reconstruct(model, views, item), views.c2w[None, target].to(device),
-                           views.fxfycxcy[None, target].to(device), size, size, self._background)
-        return rendering.image[0, 0]
+        return self._predict(model, item, [item.heldout])[0]
+
+    def _predict(self, model: GSLRM, item: Item, shown: list[int]) -> Tensor:
+        """Views of the reconstruction [n, 3, S, S], not clamped."""
+        views, device, size = self._val.views(item.sample), self._world.device, self._val.size
+        rendering = render(self.reconstruct(model, views, item), views.c2w[None, shown].to(device),
+                           views.fxfycxcy[None, shown].to(device), size, size, self._background)
+        return rendering.image[0]
 
     def reconstruct(self, model: GSLRM, views: Views, item: Item) -> Gaussians:
         device, inputs = self._world.device, list(item.inputs)
         images = views.pixels[None, inputs, :3].to(device).float() / 255
-        return model(images, views.c2w[None, inputs].to(device), views.fxfycxcy[None, inputs].to(device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+            return model(images, views.c2w[None, inputs].to(device), views.fxfycxcy[None, inputs].to(device))
 
     def ground_truth(self, item: Item) -> Tensor:
         """[3, S, S] in 0..1."""
-        return self._val.views(item.sample).pixels[item.heldout, :3].to(self._world.device).float() / 255
+        return self._truth(item, [item.heldout])[0]
+
+    def _truth(self, item: Item, shown: list[int]) -> Tensor:
+        return self._val.views(item.sample).pixels[shown, :3].to(self._world.device).float() / 255
 
     def example(self, model: GSLRM) -> Gaussians:
         """The first validation sample, reconstructed without its first view."""
@@ -104,15 +115,16 @@ class Heldout:
 
     def _over_items(self, score: Callable[[Item, Tensor], Tensor],
                     stop_asked: Callable[[], bool] | None) -> list[float] | None:
-        """The means of `score(item, target)` [2] over all items, the same bits on every rank."""
+        """The means of `score(item, target)` [at most 4] over all items, the same bits on every rank."""
         world = self._world
-        table = torch.zeros(len(self.items), 2, dtype=torch.float64, device=world.device)
+        table = torch.zeros(len(self.items), 4, dtype=torch.float64, device=world.device)
         for start in range(0, len(self.items), world.size):
             if stop_asked and stop_asked():
                 return None
             if start + world.rank < len(self.items):
                 item = self.items[start + world.rank]
-                table[start + world.rank] = score(item, self.ground_truth(item)).double()
+                found = score(item, self.ground_truth(item)).double()
+                table[start + world.rank, :len(found)] = found
         return world.sum(table).mean(0).tolist()
 
 

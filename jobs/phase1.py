@@ -103,6 +103,7 @@ def _data(config: Phase1Run, world: World) -> Data:
 
     training, size = config.training, config.model.image_size
     found = find_samples(Path(training.dataset.path), training.dataset.on_bad, world)
+    found = found.at_most(training.dataset.max_samples)
     views = len(found.samples[0].frames)
     found_val = find_samples(Path(training.validation.path), training.dataset.on_bad, world, views)
     found_val = replace(found_val, samples=found_val.samples[:training.validation.max_samples])

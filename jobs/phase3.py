@@ -41,14 +41,15 @@ def _train(config: Phase3Run, given: argparse.Namespace, world: World, stop: Sto
     config = _with_found_paths(config)
     data = _data(config, world)
     world.one_first(lambda: check_renderer(config, world.device))
-    heldout = Heldout(data.val, data.train, config.training.input_views, config.training.dataset.background,
-                      world)
+    training = config.training
+    heldout = Heldout(data.val, data.train, training.input_views, training.dataset.background, world,
+                      bf16=training.precision == "bf16" and world.device.type == "cuda")
     metrics = Metrics(config.training.max_steps)
     stage = world.all_or_none(
         lambda: GSLRMStage(config, data.train, heldout, metrics, world, data.identity, data.provenance))
     job = open_job("phase3", config, given, world)
     world.on_main(lambda: metrics.open(job.attempt.metrics, open_wandb(config.wandb, config, job)))
-    for note in data.notes:
+    for note in [*data.notes, stage.prepare(world, job.attempt.path / "about")]:
         metrics.say(note)
     try:
         Trainer(stage, _plan(config), world, job, metrics, stop).run()
@@ -86,7 +87,7 @@ def _data(config: Phase3Run, world: World) -> Data:
     training, size = config.training, config.model.image_size
     choice = ViewChoice(training.input_views, training.targets, training.maximize_view_overlap)
     on_bad = training.dataset.on_bad
-    found = find_samples(Path(training.dataset.path), on_bad, world)
+    found = find_samples(Path(training.dataset.path), on_bad, world).at_most(training.dataset.max_samples)
     views = len(found.samples[0].frames)
     found_val = find_samples(Path(training.validation.path), on_bad, world, views)
     found_val = replace(found_val, samples=found_val.samples[:training.validation.max_samples])

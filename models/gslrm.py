@@ -13,11 +13,13 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from models.cameras import RADIUS, rays
 from models.gaussians import Gaussians
@@ -28,6 +30,11 @@ INPUT_CHANNELS = 9  # rgb 3, ray direction 3, the ray's point nearest the origin
 GAUSSIAN_CHANNELS = 14  # xyz 3, SH 3, scale 3, rotation 4, opacity 1
 FOREIGN_PREFIX = "loss_calculator."  # the frozen VGG that public checkpoints carry along
 INIT_STD = 0.02
+_KEPT_OPS = [torch.ops.aten._scaled_dot_product_flash_attention.default,
+             torch.ops.aten._scaled_dot_product_efficient_attention.default,
+             torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+             torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default]
+Recompute = bool | Literal["selective"]
 
 
 class CheckpointMismatch(WeightsError):
@@ -132,9 +139,10 @@ class GaussianUpsampler(nn.Module):
 
 
 class GSLRM(nn.Module):
-    """The reconstructor. `checkpoint_activations` recomputes each block in backward instead of keeping it."""
+    """The reconstructor. `checkpoint_activations`: each block is computed again in backward instead of kept;
+    selective: all of it but attention, four fifths of the work at full size, whose outputs are kept."""
 
-    def __init__(self, config: GSLRMConfig, checkpoint_activations: bool = False) -> None:
+    def __init__(self, config: GSLRMConfig, checkpoint_activations: Recompute = False) -> None:
         super().__init__()
         self.config = config
         self.checkpoint_activations = checkpoint_activations
@@ -214,11 +222,16 @@ class GSLRM(nn.Module):
         learned = self.gaussian_position_embeddings.to(patches.dtype).expand(len(patches), -1, -1)
         tokens = self.input_layer_norm(torch.cat([learned, patches], 1))
         for layer in self.transformer_layers:
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                tokens = checkpoint(layer, tokens, use_reentrant=False)
-            else:
-                tokens = layer(tokens)
+            tokens = self._run(layer, tokens)
         return tokens
+
+    def _run(self, layer: nn.Module, tokens: Tensor) -> Tensor:
+        if not (self.checkpoint_activations and torch.is_grad_enabled()):
+            return layer(tokens)
+        if self.checkpoint_activations == "selective":
+            kept = partial(create_selective_checkpoint_contexts, _KEPT_OPS)
+            return checkpoint(layer, tokens, use_reentrant=False, context_fn=kept)
+        return checkpoint(layer, tokens, use_reentrant=False)
 
     def _decode(self, tokens: Tensor, origins: Tensor, directions: Tensor) -> Gaussians:
         config = self.config
@@ -243,6 +256,16 @@ class GSLRM(nn.Module):
         """[B, V, C, H, W] -> [B, V * H * W, C] in output order: the inverse of `pixel_grid`."""
         channels = images.shape[2]
         return self.patch_embedder[0](images).unflatten(-1, (-1, channels)).flatten(1, 2)
+
+
+def activation_gb(config: GSLRMConfig, tokens: int, bytes_each: int) -> dict[Recompute, float]:
+    """What backward needs of `tokens` tokens (all objects of a batch), GB, for each way to keep activations.
+
+    A block keeps sixteen tensors of that size: its input, what attention puts out, q, k, v, the input of the MLP, both
+    norms' outputs, and the hidden layer (4 d wide) before and after its GELU.
+    """
+    one = tokens * config.d * config.n_layer * bytes_each / 1e9
+    return {False: 16 * one, "selective": 2 * one, True: one}
 
 
 def posed_images(images: Tensor, origins: Tensor, directions: Tensor) -> Tensor:

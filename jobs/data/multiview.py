@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -182,6 +182,13 @@ class Found:
     samples: list[Sample]
     skipped: list[BadSample]
     paths: str  # how its lines were meant
+
+    def at_most(self, count: int | None) -> Found:
+        """So many of the samples, spread evenly over all: neighbours in a list are often the same pose."""
+        total = len(self.samples)
+        if count is None or count >= total:
+            return self
+        return replace(self, samples=[self.samples[i * total // count] for i in range(count)])
 
 
 def find_samples(path: Path, on_bad: Literal["error", "skip"], world: World,

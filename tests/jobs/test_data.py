@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.data.multiview import MultiView, ViewChoice, find_samples, read_pixels
+from jobs.data.multiview import Found, MultiView, ViewChoice, find_samples, read_pixels
 from jobs.data.rigs import rigs_of
 from jobs.data.samples import read_list, read_sample
 from jobs.data.toy import make
@@ -263,3 +263,9 @@ def test_a_batch_puts_the_inputs_first(data: Path, alone: World) -> None:
     view = int(batch.views[1, 5])
     assert torch.equal(batch.pixels[1, 5], source.views(2).pixels[view])
     assert torch.equal(batch.c2w[1, 5], samples[2].c2w()[view])
+
+
+def test_fewer_samples_are_spread_over_the_list() -> None:
+    found = Found(list(range(10)), [], "relative")  # type: ignore[arg-type]
+    assert found.at_most(4).samples == [0, 2, 5, 7]
+    assert found.at_most(None) is found and found.at_most(10) is found

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -15,12 +16,15 @@ from PIL import Image
 
 from cluster.contract import RunDir, read_json_lines
 from configs.phase3 import Phase3Run
+from jobs.data.multiview import MultiView, ViewChoice, find_samples
 from jobs.data.samples import read_sample
 from jobs.data.toy import make
-from jobs.gslrm_stage import PictureLoss, build_model
+from jobs.gslrm_stage import PictureLoss, build_model, recomputation
+from jobs.heldout import Heldout
 from jobs.world import World
 from models import losses
 from models.gaussians import load_ply, render
+from models.gslrm import activation_gb
 from tests.jobs.test_data_check import tool
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +46,7 @@ def config_of(data: Path, **training: object) -> dict:
             "validation": {"path": str(data / "data_val.txt"), "every_steps": 4},
             "max_steps": 8, "precision": "fp32", "loader_workers": 0, "activation_checkpointing": False,
             "optimizer": {"lr": 1e-3, "grad_clip": 1.0}, "schedule": {"warmup": 2}, **training},
-        "checkpoint": {"every_steps": 4}}
+        "turntable_frames": 3, "checkpoint": {"every_steps": 4}}
 
 
 def phase3(tmp_path: Path, config: dict, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -62,11 +66,15 @@ def test_by_hand_it_trains_validates_and_leaves_its_artifacts(data: Path, tmp_pa
     assert [line["step"] for line in evaluations] == [0, 4, 8]
     assert {"val/psnr", "val/ssim", "val/psnr_white", "val/psnr_mean"} <= evaluations[0].keys()
     assert evaluations[0]["val/images"] == 12  # every view of two samples
+    assert evaluations[-1]["val/psnr_input"] != evaluations[-1]["val/psnr"]
+    assert 0 < evaluations[-1]["val/ssim_input"] <= 1
     assert "evaluation at step 0" in done.stdout and "done: 8 steps, 8 of 8 updates applied" in done.stdout
     assert (run.config.exists(), run.attempt(0).config.exists()) == (True, True)
     assert load_ply(run.artifacts / "gaussians.ply").means.shape == (1, 2 + 5 * 16 * 16, 3)
     with Image.open(run.artifacts / "before_after_truth.png") as picture:
         assert picture.size[0] >= 6 * 192
+    [film] = run.artifacts.glob("turntable.*")
+    assert f"turntable: {film}" in done.stdout and "activations: kept" in done.stdout
     report = json.loads((run.artifacts / "report.json").read_bytes())
     assert report["metrics"]["val/psnr"] == evaluations[-1]["val/psnr"]
     assert len(report["provenance"]["training data"]) == 64 and len(report["identity"]["rig"]) == 64
@@ -186,6 +194,24 @@ def test_deferred_rendering_has_the_loss_and_gradients_of_the_plain_one(
     assert torch.allclose(found[0][1], found[1][1], rtol=1e-3, atol=1e-6 * found[0][1].abs().max().item())
 
 
+def test_validation_takes_every_view_once_and_tells_inputs_and_held_out_views_apart(
+        data: Path, alone: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out views come out white here and inputs grey. One sample is fewer than a batch, and is no empty set."""
+    choice = ViewChoice(5, "heldout", False)
+    train, val = (MultiView(find_samples(data / f"data_{part}.txt", "error", alone).samples[:1], 16, (1.0, 1.0, 1.0),
+                            choice, 0, 1) for part in ("train", "val"))
+    heldout = Heldout(val, train, 2, (1.0, 1.0, 1.0), alone)
+    shades = torch.tensor([1.0, 0.5, 0.5]).view(1, 3, 1, 1, 1).expand(1, 3, 3, 16, 16)
+    monkeypatch.setattr("jobs.heldout.render", lambda *_: SimpleNamespace(image=shades))
+    found = heldout.evaluate(lambda *_: None, None)  # type: ignore[arg-type, return-value]
+    assert found and found["val/images"] == 6
+    every = val.views(0).pixels[:, :3].float() / 255
+    white, grey = (losses.image_psnr(torch.full_like(every, shade), every) for shade in (1.0, 0.5))
+    taken = [view for item in heldout.items for view in item.inputs]
+    assert found["val/psnr"] == pytest.approx(found["val/psnr_white"]) == pytest.approx(white.mean().item())
+    assert found["val/psnr_input"] == pytest.approx(grey[taken].mean().item())
+
+
 def test_late_terms_wait_for_the_end_of_the_l2_warm_up(data: Path) -> None:
     config = msgspec.convert(config_of(data, losses={
         "ssim": 0, "perceptual": 1.0, "perceptual_weights": "random:0", "l2_warmup_steps": 3}), Phase3Run)
@@ -206,6 +232,19 @@ def test_the_first_weights_are_a_function_of_the_seed_or_of_init_from(data: Path
     torch.save({"model": moved, "fwdbwd_pass_step": 5}, tmp_path / "ckpt.pt")
     from_file = build_model(msgspec.structs.replace(typed(data), init_from=str(tmp_path / "ckpt.pt")))
     assert all(torch.equal(a + 1, b) for a, b in zip(first.state_dict().values(), from_file.state_dict().values()))
+
+
+def test_auto_keeps_what_fits_into_the_free_memory(data: Path, alone: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = msgspec.convert(config_of(data, activation_checkpointing="auto", batch_per_rank=64), Phase3Run)
+    model = build_model(config)
+    need = activation_gb(model.config, 64 * (2 + 5 * 16), 4)
+    state = 16 * sum(parameter.numel() for parameter in model.parameters())
+    for gb, chosen in ((need[False], False), (need["selective"], "selective"), (0.0, True)):
+        free = SimpleNamespace(available=int(2 * gb * 1e9) + state + 1000)
+        monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+        assert recomputation(config, model, alone)[0] == chosen
+    fixed = msgspec.convert(config_of(data, activation_checkpointing="selective"), Phase3Run)
+    assert recomputation(fixed, model, alone)[0] == "selective"
 
 
 def test_toy_mice_are_the_same_for_the_same_seed(data: Path, tmp_path: Path, alone: World) -> None:

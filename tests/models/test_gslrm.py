@@ -3,10 +3,12 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import gslrm
 from models.cameras import rays
@@ -120,14 +122,39 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: object
         GSLRM(TINY).load_upstream(path)
 
 
-def test_checkpointed_activations_change_no_gradient(golden: dict) -> None:
-    gradients = []
-    for flag in (False, True):
+class Counted(TorchDispatchMode):
+    """How often attention was computed, and any matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = self.products = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.attention += "scaled_dot_product" in op.name() and "backward" not in op.name()
+        self.products += op.name() in ("aten::mm", "aten::addmm")
+        return op(*args, **(kwargs or {}))
+
+
+def test_checkpointed_activations_change_no_gradient_and_selective_ones_spare_attention(golden: dict) -> None:
+    gradients, counts = [], []
+    for flag in (False, "selective", True):
         torch.manual_seed(0)
         model = GSLRM(TINY, checkpoint_activations=flag)
-        model(*inputs(golden)).means.square().sum().backward()
+        loss = model(*inputs(golden)).means.square().sum()
+        with Counted() as counted:
+            loss.backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
-    assert all(torch.equal(plain, again) for plain, again in zip(*gradients))
+        counts.append((counted.attention, counted.products))
+    assert all(torch.equal(plain, again) for plain, *others in zip(*gradients) for again in others)
+    (kept, kept_products), (selective, selective_products), (recomputed, recomputed_products) = counts
+    assert (kept, selective, recomputed) == (0, 0, TINY.n_layer)
+    assert kept_products < selective_products == recomputed_products
+
+
+def test_activations_at_full_size_are_those_of_the_design() -> None:
+    tokens = 2 + 6 * 64 * 64
+    need = gslrm.activation_gb(GSLRMConfig(), tokens, 2)
+    assert [round(gb, 1) for gb in need.values()] == [19.3, 2.4, 1.2]
 
 
 def test_autocast_keeps_geometry_in_single_precision(golden: dict) -> None:
