@@ -3,6 +3,7 @@
     pretrained: ${phase1.checkpoints.best}     the checkpoint that phase1 marked as its best, else its newest
     pretrained: ${phase1.checkpoints.last}     the newest that verifies
     data: ${phase2.artifacts.samples}          artifacts/samples of phase2, by its manifest
+    list: ${phase2.artifacts.samples/all.txt}  a file of it; the whole is verified, and fetched, all the same
 
 A value that is exactly one of these becomes an absolute path in the attempt's config.yaml, at the start of every
 attempt. `phase1` is the `label` of one of the spec's `after`.
@@ -102,12 +103,21 @@ def _source(spec: JobSpec, label: str, what: str) -> After:
 
 
 def _taken(source: After, what: str, inputs: Path) -> Offer:
+    what, _, inside = what.partition("/")
     if source.peer:
         from cluster.node import peer
 
         request = {"op": "fetch", "run_dir": source.run_dir, "what": what}
-        return receive(peer.stream(source.peer, request), inputs)
-    return offer(RunDir(Path(source.run_dir)), what)
+        return _inside(receive(peer.stream(source.peer, request), inputs), inside)
+    return _inside(offer(RunDir(Path(source.run_dir)), what), inside)
+
+
+def _inside(whole: Offer, name: str) -> Offer:
+    """The file `name` of what verified as a whole; empty: all of it."""
+    if name and name not in whole.files:
+        raise Unusable(f"{whole.job}: {Path(whole.path).name} holds no file {name}",
+                       hint=f"what it left: launch show {whole.job}")
+    return replace(whole, path=os.path.join(whole.path, name)) if name else whole
 
 
 # --- what a job has to give ---------------------------------------------------------------------------------

@@ -73,6 +73,19 @@ def test_the_config_of_the_attempt_names_what_is_there(make_job: MakeJob, giver:
     assert sum("phase1" in event.text for event in job.events if isinstance(event, Note)) == 3
 
 
+def test_a_file_of_an_artifact(make_job: MakeJob, giver: Job) -> None:
+    samples = giver.run.artifacts / "samples"
+    samples.mkdir()
+    (samples / "all.txt").write_bytes(b"one\n")
+    write_artifact_manifest(samples, giver.spec.id, 0)
+    job = taking(make_job, giver, "list: ${phase1.artifacts.samples/all.txt}\n")
+    job.start().ended()
+    assert job.log() == f'list: "{samples}/all.txt"\n'
+    missing = taking(make_job, giver, "list: ${phase1.artifacts.samples/none.txt}\n")
+    status = missing.start().ended()
+    assert status.reason is Reason.CANNOT_START and "samples holds no file none.txt" in status.detail
+
+
 def test_without_a_best_one_the_last_is_taken_and_that_is_said(make_job: MakeJob, giver: Job) -> None:
     job = taking(make_job, giver, "x: ${phase1.checkpoints.best}\n")
     job.start().ended()
@@ -102,7 +115,7 @@ def _broken_artifact(run: RunDir) -> None:
 @pytest.mark.parametrize(("what", "spoil"), [
     ("checkpoints.last", _no_checkpoints), ("checkpoints.best", _no_checkpoints),
     ("artifacts.samples", lambda run: None), ("artifacts.samples", _broken_artifact),
-    ("artifacts.../../x", lambda run: None)])
+    ("artifacts...", lambda run: None)])
 def test_what_is_missing_is_named_with_its_job(
         make_job: MakeJob, giver: Job, what: str, spoil: Callable[[RunDir], None]) -> None:
     spoil(giver.run)
