@@ -63,7 +63,7 @@ class GSLRMStage(Stage):
         return words
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        return parameter.dim() >= 2 and name != "gaussian_position_embeddings"
+        return decays(name, parameter)
 
     def names(self, batch: Batch) -> list[str]:
         return batch.names
@@ -125,6 +125,11 @@ class GSLRMStage(Stage):
             film, why = save_turntable(scene, Turntable(frames=frames), self._config.model.image_size, background,
                                        directory)
             self._metrics.say(f"turntable: {film}" + (f" ({why})" if why else ""))
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies."""
+    return parameter.dim() >= 2 and name != "gaussian_position_embeddings"
 
 
 def write_about(model: Model, directory: Path) -> None:
