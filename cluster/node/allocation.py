@@ -72,11 +72,11 @@ def main(run_dir: Path, env: Mapping[str, str] = os.environ) -> int:
 
 
 def remember(run: RunDir, id: str) -> None:
-    """The id of this allocation is one of the job's, also where whoever queued it never heard what sbatch answered."""
+    """The id of this allocation is the job's newest, also where whoever queued it never heard what sbatch answered."""
     from cluster.node import sbatch
 
     with contextlib.suppress(ClusterError, OSError):  # then it is shown by its heartbeat alone
-        if id not in sbatch.ids_of(run):
+        if sbatch.ids_of(run)[-1:] != [id]:
             sbatch.record(run, id)
 
 

@@ -10,6 +10,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -173,22 +174,29 @@ def _supervisor(run: RunDir, agent: Sequence[str]) -> list[str]:
 
 def _ask(agent: Sequence[str], do: str, folder: Path, options: Options, commands: Sequence[Sequence[str]],
          parallel: int = 0, held: Sequence[int] = ()) -> dict[str, Any]:
-    """It needs site-packages, where submitit is. In a session of its own, so that Ctrl-C does not cut it off."""
+    """It needs site-packages, where submitit is. In a session of its own, so that Ctrl-C does not cut it off: then it
+    goes on without us, and `held` stays open as long.
+    """
     request = {"do": do, "folder": str(folder), "options": options, "commands": commands, "parallel": parallel}
     argv = [word for word in agent if word not in ("-I", "-S")] + ["sbatch"]
     try:
-        done = subprocess.run(argv, input=json.dumps(request), capture_output=True, text=True, errors="replace",
-                              timeout=SUBMIT_S, cwd="/", env=environment(options), pass_fds=held,
-                              start_new_session=True)
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              errors="replace", cwd="/", env=environment(options), pass_fds=held,
+                              start_new_session=True) as process:
+            try:
+                said, errors = process.communicate(json.dumps(request), timeout=SUBMIT_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # sbatch too: it must not queue what is given up
+                raise
     except subprocess.TimeoutExpired:
         raise Unreachable(f"sbatch gave no answer in {SUBMIT_S:g} s",
                           hint="SLURM's controller is busy or down; try again in a minute") from None
     except OSError as error:
         raise NodeFailure(f"{argv[0]}: {error.strerror or error}") from None
     try:
-        answer = json.loads(done.stdout.strip().splitlines()[-1])
+        answer = json.loads(said.strip().splitlines()[-1])
     except (IndexError, ValueError):
-        raise Unreachable(f"submitting to SLURM failed (exit code {done.returncode}): {last_words(done.stderr)}",
+        raise Unreachable(f"submitting to SLURM failed (exit code {process.returncode}): {last_words(errors)}",
                           hint=f"it ran as: {' '.join(argv)}") from None
     if error := answer.get("error"):
         raise error_of(error)

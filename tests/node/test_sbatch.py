@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,10 +18,11 @@ from cluster.backends.host import HostBackend
 from cluster.errors import Refused, Unreachable, Unusable
 from cluster.events import AttemptEnded, AttemptStarted, Reason
 from cluster.inventory import Node
-from cluster.node import sbatch
+from cluster.node import process, sbatch
 from cluster.node.sbatch_options import mark
 from cluster.spec import After, Group, JobSpec, Slurm
 from tests.cluster.jobs import command
+from tests.helpers import wait_until
 from tests.node.scheduled import queued, slurm_run
 from tests.slurm.fake import FakeSlurm
 from tests.slurm.recorded import Answer
@@ -116,6 +120,41 @@ def test_a_job_that_slurm_never_got_is_gone_at_the_next_look(lab: HostBackend, s
     slurm.say("squeue", "squeue.empty")
     assert lab.find(spec.token) == {"run_dir": None, "id": None, "unasked": ""}
     assert runs(lab) == []
+
+
+def sbatch_lives(slurm: FakeSlurm) -> bool:
+    return any({str(slurm.bin.parent), "sbatch"} <= set(process.command_of(pid)) for pid in process.process_table())
+
+
+def test_an_sbatch_that_does_not_answer_is_ended_before_the_job_is_given_up(
+        lab: HostBackend, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sbatch, "SUBMIT_S", 3.0)
+    slurm.say("sbatch", Answer("77\n", hang_s=60))
+    with pytest.raises(Unreachable, match="no answer in 3 s"):
+        lab.submit(job(), None, {})
+    assert slurm.count()["sbatch"] == 1
+    wait_until(lambda: not sbatch_lives(slurm), 2, "sbatch to be gone")
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # it goes on, as it should
+def test_a_submit_that_was_interrupted_is_looked_for_when_sbatch_has_answered(
+        lab: HostBackend, slurm: FakeSlurm) -> None:
+    spec = job()
+    slurm.say("sbatch", Answer("77\n", hang_s=2))
+    slurm.jobs(in_queue("77", spec))
+
+    def interrupt() -> None:
+        wait_until(lambda: sbatch_lives(slurm), 20, "sbatch")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        lab.submit(spec, None, {})
+    thread.join()
+    assert sbatch_lives(slurm)
+    assert lab.find(spec.token)["id"] == spec.id and not sbatch_lives(slurm)
+    assert ids(f"{lab.node.workdir}/runs/{spec.id}") == ["77"]
 
 
 def test_without_submitit_it_is_said_how_to_install_it(lab: HostBackend, monkeypatch: pytest.MonkeyPatch,
