@@ -194,7 +194,8 @@ class LedAttempt(Attempt):
             self._wait(LOOK_S)
             if self._deadline is not None and time.monotonic() > self._deadline + OVERDUE_S:
                 for part in self._parts.values():
-                    part.lost = part.lost or "" if part.ended else "it does not say that its part has ended"
+                    if part.working:
+                        part.lost = "it does not say that its part has ended"
 
     # --- how it ended -------------------------------------------------------------------------------------------------
 

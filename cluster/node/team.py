@@ -5,6 +5,7 @@ team.json in the run directory says where that is; whoever can read it and knows
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from cluster.node.process import boot_id, hostname
 from cluster.spec import JobSpec
 
 CLOCKS_S = 5.0  # nodes whose clocks differ by more are told to a person
+_AGAIN_S = 0.1
 _STRANGERS = 32  # connections that have not said yet who they are
 
 
@@ -123,8 +125,11 @@ class Team:
         while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:  # closed
-                return
+            except OSError as error:
+                if error.errno in (errno.EINVAL, errno.EBADF):  # closed
+                    return
+                time.sleep(_AGAIN_S)  # one that broke before it was taken, or too many open files: others will come
+                continue
             self._strangers.acquire()
             threading.Thread(target=self._greet, args=(connection,), name="greet", daemon=True).start()
 

@@ -1,6 +1,7 @@
 """A job on several nodes: its supervisors meet, start together, stop together, and miss each other."""
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from cluster.contract import RunDir
 from cluster.events import AttemptStarted, Reason
 from cluster.journal import read_journal
 from cluster.node import link as links
-from cluster.node import process
+from cluster.node import parts, process, team
 from cluster.spec import RestartPolicy
 from tests.helpers import wait_until
 from tests.node.conftest import Job
@@ -285,6 +286,48 @@ def test_nodes_that_differ_are_not_started(two_nodes: Callable[..., tuple[Job, N
     assert ended.reason is Reason.CANNOT_START
     assert "not alike: the code: " in ended.detail and "on gpu01" in ended.detail and "on gpu02" in ended.detail
     node.process.wait(10)
+
+
+def test_why_a_node_was_lost_stays_said_when_another_one_is_overdue() -> None:
+    attempt = object.__new__(parts.LedAttempt)
+    attempt._parts = {1: parts.Part(None, lost="nothing heard for 15 s"), 2: parts.Part(None), 3: parts.Part(None, ended=True)}
+    attempt._asked, attempt._broken_by = None, time.monotonic() - parts.OVERDUE_S - 1
+    attempt._wait = lambda _: None  # type: ignore[method-assign]
+    attempt._others_end()
+    assert [part.lost for part in attempt._parts.values()] == [
+        "nothing heard for 15 s", "it does not say that its part has ended", ""]
+
+
+def test_a_connection_that_is_broken_before_it_is_taken_is_not_the_last(
+        make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(socket.socket):
+        failed = False
+
+        def accept(self) -> tuple[socket.socket, Any]:
+            if not self.failed:
+                self.failed = True
+                raise ConnectionAbortedError(errno.ECONNABORTED, "Software caused connection abort")
+            return super().accept()
+
+    def listening() -> Broken:
+        plain = socket.create_server(("127.0.0.1", 0))
+        return Broken(plain.family, plain.type, plain.proto, plain.detach())
+
+    class Watched:
+        def watch(self, descriptor: int) -> None: ...
+        def forget(self, descriptor: int) -> None: ...
+
+    monkeypatch.setattr(team, "_listening", listening)
+    job = make_job("command", "true", nodes=2, hosts=("gpu01", "gpu02"))
+    leader = team.Team(job.run, job.spec, Watched())  # type: ignore[arg-type]
+    try:
+        where = json.loads(job.run.team.read_bytes())
+        connection = socket.create_connection(("127.0.0.1", where["port"]))
+        link = links.greet_leader(connection, job.spec.token, {"node": 1, "allocation": ""})
+        wait_until(lambda: leader.look() or not leader.missing(), 5, "the member")
+    finally:
+        leader.close({"do": "over", "code": 0})
+    link.close()
 
 
 def test_run_dir_paths(tmp_path: Path) -> None:
