@@ -23,6 +23,7 @@ from launcher.status import Statuses, status as _status
 
 if TYPE_CHECKING:
     from launcher.again import Again
+    from launcher.compare import Comparison
     from launcher.control import Killed
     from launcher.groups import GroupDraft
     from launcher.index import Index
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from launcher.stages import Request
     from launcher.submit import Draft, Submitted
 
-__all__ = ["Details", "JobStatus", "Statuses", "advance", "command_lines", "draft", "kill", "known", "logs",
+__all__ = ["Details", "JobStatus", "Statuses", "advance", "command_lines", "compare", "draft", "kill", "known", "logs",
            "pending", "plan_restart", "remember", "restart", "send", "send_group", "show", "status", "submit", "wait",
            "with_token"]
 
@@ -211,6 +212,16 @@ def show(job: str, *, start: Path | None = None) -> Details:
     return Details(now, shown["spec"], shown["config"], shown["attempts"], shown["events"],
                    shown["checkpoints"], shown["skipped_lines"], {**recorded, **(shown.get("code") or {})},
                    shown.get("inputs") or [])
+
+
+def compare(jobs: Sequence[str], *, start: Path | None = None) -> Comparison:
+    """How the configs of jobs differ and what each of them has learned; a sweep's name means all of its points."""
+    from launcher import compare as comparing
+
+    start = start or Path.cwd()
+    with open_index() as index:
+        settle_leftovers(index, start)
+        return comparing.compare(index, jobs, start)
 
 
 def remember(job: str, view: dict[str, Any]) -> JobStatus:

@@ -19,6 +19,7 @@ VERBS = {
     "restart": "the same job again, from its last verified checkpoint",
     "wait": "block until jobs have ended",
     "show": "everything known about a job",
+    "compare": "how jobs differ, and how well each did",
 }
 _USAGE = "usage: launch VERB …      (launch VERB --help says more)"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from launcher.jobs import JobStatus
@@ -65,11 +65,11 @@ def status_table(jobs: Sequence[JobStatus], columns: int | None = None, now: flo
     return aligned(table)
 
 
-def aligned(table: dict[str, list[str]]) -> str:
-    """Columns of equal width under their titles; numbers are aligned to the right."""
+def aligned(table: dict[str, list[str]], numbers: Collection[str] | None = None) -> str:
+    """Columns of equal width under their titles; those of `numbers` (default: of the status table's) to the right."""
     lines = [list(row) for row in zip(*([title, *cells] for title, cells in table.items()))]
     widths = [max(width(row[i]) for row in lines) for i in range(len(table))]
-    right = [title in _RIGHT for title in table]
+    right = [title in (_RIGHT if numbers is None else numbers) for title in table]
     return "\n".join("  ".join(_pad(*cell) for cell in zip(row, widths, right)).rstrip() for row in lines)
 
 
