@@ -108,9 +108,10 @@ def _rejoin(jobs: Sequence[Job], revived: Container[str], start: Path, timeout_s
     questions: dict[str, Callable[[], dict[str, Any]]] = {}
     for job in jobs:
         hosts = list(job.view.get("hosts") or ())
-        for name in hosts[1:] if job.key in revived else job.view.get("missing") or ():
-            node, number = node_named(name, start), hosts.index(name)
-            questions[f"{job.id}: {name}"] = lambda job=job, node=node, number=number: _join(node, job.run_dir, number)
+        missing = hosts[1:] if job.key in revived else job.view.get("missing") or ()
+        for name in (name for name in hosts if name in missing):  # those of a cluster its scheduler brings back
+            questions[f"{job.id}: {name}"] = lambda job=job, name=name, number=hosts.index(name): _join(
+                node_named(name, start), job.run_dir, number)
     notes = []
     for who, answer in reconcile.ask_all(questions, timeout_s).items():
         if not isinstance(answer, Exception):

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import Unreachable
 from cluster.inventory import Node
-from launcher import reconcile
+from launcher import reconcile, team
 from launcher.index import Job, open_index
 from launcher.status import status
 
@@ -48,6 +48,15 @@ def test_a_dead_node_leaves_the_state_and_marks_the_age(
     assert [(job.state, job.stale) for job in found.jobs] == [("RUNNING", True)]
     assert found.jobs[0].last_seen_s == pytest.approx(300, abs=5)
     assert "connection refused" in found.unreachable["local"]
+
+
+def test_machines_that_no_cluster_file_names_do_not_spoil_a_status(tmp_path: Path) -> None:
+    """Those of a SLURM job have no names there; one of another job was taken out of it."""
+    jobs = [Job(f"t-{one}", one, None, "local", f"/w/runs/{one}", False, 1.0, 1.0, view(one, "local") | more)
+            for one, more in (("a", {"missing": ["node 1"], "hosts": []}),
+                              ("b", {"missing": ["gpu77"], "hosts": ["local", "gpu77"]}))]
+    notes, now = team.mend(jobs, tmp_path, 5.0)
+    assert now == jobs and len(notes) == 1 and "b: gpu77" in notes[0] and "no such node" in notes[0]
 
 
 def test_a_job_seen_by_two_nodes_belongs_to_the_one_it_was_submitted_to() -> None:
