@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from launcher.errors import LaunchError, Wrong
 
 ANY = "any"
 LOOKUP_S = 10.0
+KNOWN_S = 86400.0  # clusters get other machines, and these other partitions
 
 Machines = dict[str, list[str]]  # of a cluster: machine -> its partitions
 
@@ -185,6 +187,8 @@ def _remember(node: Node, rows: Sequence[dict[str, Any]]) -> Machines:
 
 def _remembered(node: Node) -> Machines:
     try:
+        if time.time() - _memory_of(node).stat().st_mtime > KNOWN_S:
+            return {}
         known = json.loads(_memory_of(node).read_bytes())
         return known["machines"] if known["login"] == node.ssh_name else {}
     except (OSError, ValueError, KeyError, TypeError):

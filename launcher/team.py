@@ -109,9 +109,10 @@ def _rejoin(jobs: Sequence[Job], revived: Container[str], start: Path, timeout_s
     for job in jobs:
         hosts = list(job.view.get("hosts") or ())
         missing = hosts[1:] if job.key in revived else job.view.get("missing") or ()
-        for name in (name for name in hosts if name in missing):  # those of a cluster its scheduler brings back
-            questions[f"{job.id}: {name}"] = lambda job=job, name=name, number=hosts.index(name): _join(
-                node_named(name, start), job.run_dir, number)
+        for number, name in enumerate(hosts):
+            if name in missing:  # those of a cluster have no hosts: its scheduler brings them back
+                questions[f"{job.id}: {name}"] = lambda job=job, name=name, number=number: _join(
+                    node_named(name, start), job.run_dir, number)
     notes = []
     for who, answer in reconcile.ask_all(questions, timeout_s).items():
         if not isinstance(answer, Exception):

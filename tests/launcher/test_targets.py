@@ -1,7 +1,9 @@
 """What --node means, and which node `any` is."""
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import Unreachable
-from cluster.inventory import Node
+from cluster.inventory import Node, client_state_dir
 from launcher import reconcile, stages, submit, targets
 from launcher.errors import LaunchError, Refused, Wrong
 from launcher.index import open_index
@@ -95,6 +97,11 @@ def test_a_machine_that_was_seen_once_is_known_without_asking(project: Path, ans
     assert answers["made"]["lab"].asked == 1
     targets.resolve("lab:gpu06", project)
     assert answers["made"]["lab"].asked == 1
+    yesterday = time.time() - targets.KNOWN_S - 1
+    for remembered in client_state_dir().glob("clusters/*.json"):
+        os.utime(remembered, (yesterday, yesterday))
+    targets.resolve("gpu06", project)
+    assert answers["made"]["lab"].asked == 2
 
 
 @pytest.mark.parametrize(("word", "says"), [
