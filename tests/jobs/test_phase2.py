@@ -21,7 +21,7 @@ from jobs.data.multiview import find_samples
 from jobs.data.rigs import rig_identity, rig_of
 from jobs.data.samples import read_sample
 from jobs.data.toy import make_mouse, write_sample
-from jobs.runtime import AgreedError, StopFlag
+from jobs.runtime import AgreedError, JobError, StopFlag
 from jobs.synthetic import Store
 from jobs.world import World
 from models.cameras import mv6, orbit
@@ -179,6 +179,36 @@ def test_a_damaged_sample_is_made_again_and_another_recipe_is_refused(
     assert f"damaged, it is made again: {picture} is not what was written" in said
     assert files_of(run) == before
     assert next(read_json_lines(RunDir(run).attempt(2).metrics))["step"] == 1
+
+
+def test_the_lists_name_only_what_was_read_again(data: Path, generator: Path, tmp_path: Path) -> None:
+    config = small(data, generator)
+    run = run_here(tmp_path / "run", config)
+    before, dataset = files_of(run), RunDir(run).artifacts / "dataset"
+    for name in ("data_train.txt", "data_val.txt", "manifest.json"):
+        (dataset / name).unlink()
+    picture = next(dataset.glob("*/images/cam_001.png"))
+    content = bytearray(picture.read_bytes())
+    content[len(content) // 2] ^= 1  # of the same size: only its hash tells
+    picture.write_bytes(content)
+    with pytest.raises(AgreedError, match="1 samples are damaged on the disk"):
+        run_here(run, config)
+    assert not (dataset / "data_train.txt").exists()
+    run_here(run, config)
+    assert files_of(run) == before
+
+
+def test_nodes_that_do_not_see_one_place_are_refused(tmp_path: Path) -> None:
+    recipe = Store(tmp_path / "here").open({"batch": 2}, superseded=False)
+    Store(tmp_path / "here").check_seen(recipe)
+    with pytest.raises(JobError, match="does not see the .*dataset that rank 0 made"):
+        Store(tmp_path / "there").check_seen(recipe)
+
+
+def test_what_the_job_did_not_make_is_not_handed_over(data: Path, generator: Path, tmp_path: Path) -> None:
+    (RunDir(tmp_path / "run").artifacts / "dataset" / "older").mkdir(parents=True)
+    with pytest.raises(AgreedError, match="holds what this job did not make: older"):
+        run_here(tmp_path / "run", small(data, generator))
 
 
 def test_rejected_samples_are_counted_kept_aside_and_not_made_again(
