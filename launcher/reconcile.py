@@ -152,7 +152,7 @@ def _question(
 
         backend = backend_of(node_named(name, start))
         answer: dict[str, Any] = {"jobs": [], "broken": []}
-        found = [(intent, backend.find(intent.token)) for intent in leftovers]
+        found = list(zip(leftovers, backend.find([one.token for one in leftovers]))) if leftovers else []
         run_dirs = [job.run_dir for job in jobs] + [one["run_dir"] for _, one in found if one["run_dir"]]
         if run_dirs:
             answer = backend.status(run_dirs)

@@ -46,8 +46,8 @@ class Backend(Protocol):
                      secrets: Mapping[str, str], parallel: int = 0, code: Payload = b"") -> list[Answer]:
         """`submit` for jobs with the same code, as one array of SLURM's; `parallel` run at a time, 0: all."""
 
-    def find(self, token: str) -> Answer:
-        """-> {run_dir, id} of the job that a submit with this token became; both None when it became none."""
+    def find(self, tokens: Sequence[str]) -> list[Answer]:
+        """-> for each {run_dir, id} of the job that a submit with this token became; both None when it became none."""
 
     def status(self, run_dirs: Sequence[str] | None, active_only: bool = False,
                timeout_s: float | None = None) -> Answer:

@@ -50,8 +50,8 @@ class HostBackend:
             "op": "submit_array", "workdir": self.node.workdir, "specs": [asdict(spec) for spec in specs],
             "configs": list(configs), "secrets": dict(secrets), "parallel": parallel}, code)["jobs"]
 
-    def find(self, token: str) -> Answer:
-        return self._shell.ask({"op": "find", "workdir": self.node.workdir, "token": token})
+    def find(self, tokens: Sequence[str]) -> list[Answer]:
+        return self._shell.ask({"op": "find", "workdir": self.node.workdir, "tokens": list(tokens)})["found"]
 
     def status(self, run_dirs: Sequence[str] | None, active_only: bool = False,
                timeout_s: float | None = None) -> Answer:

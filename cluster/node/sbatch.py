@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.contract import RunDir, write_atomically
-from cluster.errors import NodeFailure, Refused, Unreachable, Unusable, error_of
+from cluster.errors import ClusterError, NodeFailure, Refused, Unreachable, Unusable, error_of
 from cluster.node import slurm_tools, waiting
 from cluster.node.machines import machines
 from cluster.node.refusals import last_words, refusal
@@ -28,6 +28,7 @@ from cluster.spec import JobSpec
 
 SUBMIT_S = 180.0  # of sbatch and submitit together: a controller that is busy answers late
 _ASK_S = 30.0
+Names = dict[str, "list[tuple[str, str]] | ClusterError"]  # name -> what SLURM says of it: (id, comment)
 _STARTS = re.compile(r"Job \S+ to start at (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d) .*?on nodes? (\S+)")
 
 
@@ -109,17 +110,24 @@ def record(run: RunDir, found: str) -> None:
     _write(run, [one for one in ids_of(run) if one != found] + [found])
 
 
-def adopt(run: RunDir, spec: JobSpec) -> bool:
-    """Whether the job is, or was, in the queue; one of which that was not known is written down.
+def adopt(run: RunDir, spec: JobSpec, names: Names | None = None) -> bool:
+    """Whether the job is, or was, in the queue; one of which that was not known is written down. `names` remembers
+    what SLURM said: the points of an array have one name.
 
     Raises ClusterError: SLURM could not be asked.
     """
     known = _read(run)
     if known.get("ids"):
         return True
-    array = known.get("array")
-    found = _named(array["name"], array["token"], spec) if array else _named(spec.id, spec.token, spec)
-    if array:
+    array = known.get("array") or {"name": spec.id, "token": spec.token}
+    names = {} if names is None else names
+    if (name := array["name"]) not in names:
+        names[name] = _named(name, spec)
+    said = names[name]
+    if isinstance(said, ClusterError):
+        raise said
+    found = _of_token(said, array["token"])
+    if "index" in array:
         found = [one for one in found if one.endswith(f"_{array['index']}")]
     for one in found:
         record(run, one)
@@ -131,23 +139,28 @@ def array_name(spec: JobSpec) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", group)
 
 
-def _named(name: str, token: str, spec: JobSpec) -> list[str]:
-    """Ids of this user's jobs with that name and token, oldest first."""
+def _of_token(said: Sequence[tuple[str, str]], token: str) -> list[str]:
+    """Ids of the jobs with that token, oldest first. A SLURM that keeps no comments does not tell them apart."""
+    ours = {id for id, comment in said if comment.split(" ")[0] in ("", mark(token))}
+    return sorted(ours, key=lambda id: [int(part) for part in re.findall(r"\d+", id)])
+
+
+def _named(name: str, spec: JobSpec) -> list[tuple[str, str]] | ClusterError:
+    """Id and comment of this user's jobs with that name; the error when SLURM could not be asked."""
     user = pwd.getpwuid(os.getuid()).pw_name
     since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(spec.submitted_at - 3600))
     try:
         said = slurm_tools.run(["squeue", "-h", "-a", "-r", "-t", "all", "-u", user, "-n", name,
                                 "-O", "JobArrayID:|,Comment:|"], _ASK_S)
     except slurm_tools.SlurmFailed as error:
-        raise refusal(error.words or str(error), {}) from None
+        return refusal(error.words or str(error), {})
     try:
         said += slurm_tools.run(["sacct", "-n", "-P", "-X", "-u", user, "--name", name, "-S", since,
                                  "-o", "JobID,Comment"], _ASK_S)
     except slurm_tools.SlurmFailed:
         pass  # no accounting: then squeue is all that there is to ask
     rows = (line.split("|") for line in said.splitlines() if "|" in line)
-    ours = {row[0].strip() for row in rows if row[1].split(" ")[0] in ("", mark(token))}
-    return sorted(ours, key=lambda id: [int(part) for part in re.findall(r"\d+", id)])
+    return [(row[0].strip(), row[1]) for row in rows]
 
 
 def _read(run: RunDir) -> dict[str, Any]:

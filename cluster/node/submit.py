@@ -24,6 +24,8 @@ from cluster.spec import BadSpec, JobSpec
 if TYPE_CHECKING:
     import tarfile
 
+    from cluster.node.sbatch import Names
+
 START_S = 15.0  # how long a supervisor may take to its first heartbeat
 _POLL_S = 0.005
 _NAMES = 100  # ids tried when one is taken
@@ -48,7 +50,8 @@ def submit_array(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
     workdir = checked_workdir(request["workdir"])
     with ExitStack() as locks:
         intents = [locks.enter_context(_token(workdir, spec.token)) for spec in specs]
-        earlier = [_earlier(workdir, intent) for intent in intents]
+        names: Names = {}
+        earlier = [_earlier(workdir, intent, names) for intent in intents]
         if all(earlier):
             return {"jobs": [_job(run) for run in earlier if run]}
         snapshot = unpack_code(workdir, specs[0].code.digest, payload, request.get("payload_size", 0))
@@ -100,14 +103,20 @@ def _undo(made: list[RunDir], intents: list[IO[str]]) -> None:
 
 
 def find(request: dict[str, Any], _payload: object) -> dict[str, Any]:
-    """The job that a token became, after any submit of it that is still going on. `unasked`: why that is not known."""
+    """The jobs that `tokens` became -> {found}, one for each."""
     workdir = Path(request["workdir"]).expanduser()
+    names: Names = {}
+    return {"found": [_find(workdir, token, names) for token in request["tokens"]]}
+
+
+def _find(workdir: Path, token: str, names: Names) -> dict[str, Any]:
+    """The job that a token became, after any submit of it that is still going on. `unasked`: why that is not known."""
     nothing = {"run_dir": None, "id": None, "unasked": ""}
-    if not _intent_path(workdir, request["token"]).exists():
+    if not _intent_path(workdir, token).exists():
         return nothing
-    with _token(workdir, request["token"]) as intent:
+    with _token(workdir, token) as intent:
         try:
-            run = _earlier(workdir, intent)
+            run = _earlier(workdir, intent, names)
         except Unreachable as error:
             return nothing | {"unasked": error.what}
     return nothing | ({"run_dir": str(run.path), "id": run.path.name} if run else {})
@@ -166,27 +175,27 @@ def _token(workdir: Path, token: str) -> Iterator[IO[str]]:
             return
 
 
-def _earlier(workdir: Path, intent: IO[str]) -> RunDir | None:
+def _earlier(workdir: Path, intent: IO[str], names: Names) -> RunDir | None:
     """The job of an earlier submit with this token. What one left that was cut off before its supervisor lived, or
-    before SLURM had it, goes.
+    before SLURM had it, goes. `names`: what SLURM has said before.
     """
     name = intent.read().strip()
     if not name:
         return None
     run = RunDir(workdir / "runs" / name)
-    if run.spec.exists() and (run.attempts() or _in_queue(run)):
+    if run.spec.exists() and (run.attempts() or _in_queue(run, names)):
         return run
     shutil.rmtree(run.path, ignore_errors=True)
     return None
 
 
-def _in_queue(run: RunDir) -> bool:
+def _in_queue(run: RunDir, names: Names) -> bool:
     """Raises Unreachable: SLURM cannot be asked now, so nothing of the job is touched."""
     spec = JobSpec.from_json(run.spec.read_bytes())
     if spec.slurm is None:
         return False
     from cluster.node import sbatch
-    return sbatch.adopt(run, spec)
+    return sbatch.adopt(run, spec, names)
 
 
 def _write(intent: IO[str], name: str) -> None:

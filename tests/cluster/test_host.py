@@ -66,8 +66,8 @@ def test_the_same_submit_again_is_the_same_job(local: Backend) -> None:
     spec = command("sleep", "60")
     runs = [local.submit(spec, None, {}) for _ in range(2)]
     assert runs[0] == runs[1]
-    assert local.find(spec.token) == {"run_dir": runs[0]["run_dir"], "id": spec.id, "unasked": ""}
-    assert local.find("never-sent")["run_dir"] is None
+    assert local.find([spec.token])[0] == {"run_dir": runs[0]["run_dir"], "id": spec.id, "unasked": ""}
+    assert local.find(["never-sent"])[0]["run_dir"] is None
     assert len(local.status(None)["jobs"]) == 1
 
 
@@ -119,7 +119,8 @@ def test_code_that_two_send_at_once_is_there_for_both(tmp_path: Path) -> None:
     (archive(("../out", b"x", "")), "leads out of it"), (archive(("/etc/out", b"x", "")), "leads out of it"),
     (archive(("a", None, "/tmp"), ("a/out", b"x", "")), "leads out of it"),
     (archive(("a", b"x" * 9999, ""))[:40], "whole"), (b"", "not on this node any more"),
-    (b"this is no archive", "whole")])
+    (b"this is no archive", "whole")],
+    ids=["above it", "absolute", "through a link", "cut off", "nothing", "no archive"])
 def test_a_bad_snapshot_leaves_nothing(local: Backend, packed: bytes, words: str) -> None:
     spec = command("true", code=CodeRef("abc"))
     with pytest.raises(NodeFailure, match=words):
@@ -136,7 +137,7 @@ def test_a_supervisor_that_cannot_start_leaves_nothing(local: Backend) -> None:
     answer = agent.answer(broken, io.BytesIO())
     assert "no such thing" in answer["error"]["what"] and answer["error"]["exit_code"] == 1
     assert local.status(None) | {"t": 0} == local.status([]) | {"t": 0}
-    assert local.find(broken["spec"]["token"])["id"] is None
+    assert local.find([broken["spec"]["token"]])[0]["id"] is None
 
 
 def test_secrets_are_kept_out_of_every_file_of_the_job(local: Backend) -> None:
@@ -306,7 +307,7 @@ def test_a_cut_off_submit_is_done_again_from_the_start(local: Backend) -> None:
     (workdir / "runs" / spec.id).mkdir()
     (workdir / ".launch" / "submits").mkdir()
     (workdir / ".launch" / "submits" / spec.token).write_text(spec.id)
-    assert local.find(spec.token)["id"] is None
+    assert local.find([spec.token])[0]["id"] is None
     assert local.submit(spec, None, {})["id"] == spec.id
 
 

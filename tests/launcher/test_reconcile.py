@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import Unreachable
 from cluster.inventory import Node
 from launcher import reconcile, team
-from launcher.index import Job, open_index
+from launcher.index import Intent, Job, open_index
 from launcher.status import status
 
 
@@ -48,6 +48,21 @@ def test_a_dead_node_leaves_the_state_and_marks_the_age(
     assert [(job.state, job.stale) for job in found.jobs] == [("RUNNING", True)]
     assert found.jobs[0].last_seen_s == pytest.approx(300, abs=5)
     assert "connection refused" in found.unreachable["local"]
+
+
+def test_a_sweep_that_was_cut_off_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    class Local:
+        def find(self, tokens: list[str]) -> list[dict[str, Any]]:
+            asked.append(tokens)
+            return [{"run_dir": None, "id": None, "unasked": ""}] * len(tokens)
+
+    monkeypatch.setattr(reconcile, "backend_of", lambda node: Local())
+    with open_index(tmp_path / "index.sqlite") as index:
+        index.add_intents([Intent(f"t-{one}", f"p-{one}", None, "local", "/w", 1 << 30, 1.0) for one in range(50)])
+        reconcile.settle_leftovers(index, tmp_path)
+        assert [len(tokens) for tokens in asked] == [50] and index.intents() == []
 
 
 def test_machines_that_no_cluster_file_names_do_not_spoil_a_status(tmp_path: Path) -> None:

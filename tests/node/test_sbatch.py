@@ -76,7 +76,7 @@ def test_a_job_is_queued_once_with_everything_that_was_asked_for(lab: HostBacken
         assert f"#SBATCH {line}\n" in script, script
     assert spec.token not in script  # squeue shows options to everybody
     assert lab.submit(spec, "a: 1\n", {}) == run
-    assert lab.find(spec.token)["run_dir"] == run["run_dir"]
+    assert lab.find([spec.token])[0]["run_dir"] == run["run_dir"]
     assert slurm.count()["sbatch"] == 1
 
 
@@ -94,7 +94,7 @@ def test_a_refused_job_leaves_nothing_behind(lab: HostBackend, slurm: FakeSlurm)
     spec = job(gpus=9)
     with pytest.raises(Unusable, match="partition main has no nodes for so much at once: nodes 1, gres gpu:9"):
         lab.submit(spec, None, {})
-    assert runs(lab) == [] and lab.find(spec.token)["id"] is None
+    assert runs(lab) == [] and lab.find([spec.token])[0]["id"] is None
 
 
 def test_a_job_whose_answer_was_lost_is_found_by_name_and_token_and_not_queued_again(
@@ -115,10 +115,10 @@ def test_a_job_that_slurm_never_got_is_gone_at_the_next_look(lab: HostBackend, s
     with pytest.raises(Unreachable):
         lab.submit(spec, None, {})
     slurm.say("squeue", "squeue.controller-down")
-    assert "controller does not answer" in lab.find(spec.token)["unasked"]
+    assert "controller does not answer" in lab.find([spec.token])[0]["unasked"]
     assert runs(lab) == [spec.id]  # could not ask: nothing is touched
     slurm.say("squeue", "squeue.empty")
-    assert lab.find(spec.token) == {"run_dir": None, "id": None, "unasked": ""}
+    assert lab.find([spec.token])[0] == {"run_dir": None, "id": None, "unasked": ""}
     assert runs(lab) == []
 
 
@@ -153,7 +153,7 @@ def test_a_submit_that_was_interrupted_is_looked_for_when_sbatch_has_answered(
         lab.submit(spec, None, {})
     thread.join()
     assert sbatch_lives(slurm)
-    assert lab.find(spec.token)["id"] == spec.id and not sbatch_lives(slurm)
+    assert lab.find([spec.token])[0]["id"] == spec.id and not sbatch_lives(slurm)
     assert ids(f"{lab.node.workdir}/runs/{spec.id}") == ["77"]
 
 
@@ -192,6 +192,9 @@ def test_points_of_a_sweep_are_one_array_and_found_by_their_number(lab: HostBack
         array = {"name": "swept", "token": points[0].token, "index": number}
         Path(one["run_dir"], "slurm.json").write_text(json.dumps({"ids": [], "array": array}))
     slurm.jobs(*(in_queue(f"55_{n}", points[0], Name="swept") for n in range(3)))
+    asked = slurm.count()["squeue"]
+    assert [one["id"] for one in lab.find([point.token for point in points])] == [one["id"] for one in submitted]
+    assert slurm.count()["squeue"] == asked + 1
     assert [one["slurm_id"] for one in lab.submit_array(points, [None] * 3, {})] == ["55_0", "55_1", "55_2"]
     assert slurm.count()["sbatch"] == 1
 
