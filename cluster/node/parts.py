@@ -23,6 +23,7 @@ from cluster.node.team import CLOCKS_S, Team
 from cluster.node.torchrun import Seat
 
 BROKEN_GRACE_S = 8.0  # for the rest once a part has failed: no collective can end any more
+ABSENT_S = 60.0  # a node of an allocation that was lost and stays away so long is one for the scheduler
 OVERDUE_S = 30.0  # a part that has not reported so long after it had to be gone
 
 
@@ -85,6 +86,7 @@ class LedAttempt(Attempt):
 
     def _gather(self) -> bool:
         """Wait until every node is here; False when somebody ended the waiting."""
+        until = time.monotonic() + ABSENT_S
         with self._place.untimed():
             while (missing := self._team.missing()) and not self._early:
                 names = tuple(map(self._team.name, missing))
@@ -93,6 +95,9 @@ class LedAttempt(Attempt):
                     self.beat()
                 self.helpers |= self._recall.tend(missing)
                 self._wait(LOOK_S)
+                if time.monotonic() > until and self._place.allocation and self._team.gone:
+                    self._early.append(Stop(f"launch: {self._team.names(missing)} did not come back", "scheduler", 0.0,
+                                            reason=Reason.NODE_LOST))
         self._recall.cancel()
         self._missing, self._waits, self.begun_at = (), "", time.monotonic()
         return not self._early

@@ -253,3 +253,17 @@ def test_power_cut_of_a_cluster_node(slurm: Lab, slurm_bed: SlurmBed) -> None:
 
 def journal_nodes(run: RunDir) -> tuple[str, ...]:
     return next(event.nodes for event in read_events(run)[0] if isinstance(event, AttemptStarted))
+
+
+@pytest.mark.campaign
+def test_a_supervisor_that_was_lost_in_an_allocation_gets_another_one(slurm: Lab, slurm_bed: SlurmBed) -> None:
+    """SLURM starts none again while the others live: the job gives its nodes back and goes on with new ones."""
+    job = slurm.submit("tiny", "--nodes", "2", "--set", "pace_s=0.2")
+    slurm.wait_state(job, "RUNNING", timeout_s=150)
+    run = RunDir(on_this_machine(slurm_bed, slurm.run_dir(job)))
+    wait_until(lambda: any(run.checkpoints.glob("step-*/manifest.json")), 90, "a checkpoint")
+    second = journal_nodes(run)[1]
+    slurm_bed.exec(second, "kill", "-9", str(json.loads(run.member(1).read_bytes())["pid"]))
+    slurm.launch("wait", job, timeout_s=150)
+    assert slurm.status(job)["state"] == "COMPLETED"
+    assert [step for step, _ in curve(run)] == list(range(1, 61))
