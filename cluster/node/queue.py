@@ -119,6 +119,10 @@ class Queue:
         """The job as squeue shows it, also for some minutes after its end; None: not there any more."""
         return self._entries.get(id) or (self._by_raw.get(id) if "_" not in id else None)
 
+    def commented(self, comment: str) -> list[Entry]:
+        """The jobs that squeue shows whose comment begins with this word."""
+        return [entry for entry in self._entries.values() if entry.comment.split(" ")[0] == comment]
+
     def entry(self, id: str) -> Entry | None:
         """The job as squeue shows it, or as accounting remembers it."""
         if found := self.current(id):

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.contract import RunDir
 from cluster.events import AttemptEnded, AttemptStarted, Event, Reason
-from cluster.node.queue import Answer, Entry
+from cluster.node.queue import Answer, Entry, Queue
 from cluster.node.slurm_words import ENDINGS, PASSING, Phase, ordinal, reason_words, state_words
 from cluster.states import ENDING, Ended, Pending, Restarting, Running, Status, Stopping, status_attempt
 
@@ -66,6 +66,22 @@ def open_ids(run: RunDir, folded: Status, events: Sequence[Event]) -> tuple[str,
     ids = ids_of(run)
     start = next((event for event in reversed(events) if isinstance(event, AttemptStarted)), None)
     return () if isinstance(folded, Ended) and not _queued_again(ids, start) else ids[-1:]
+
+
+def unnamed(run: RunDir, folded: Status) -> bool:
+    """Whether nobody wrote down which id SLURM gave it: its submit goes on, or was cut off."""
+    return not isinstance(folded, Ended) and not ids_of(run)
+
+
+def ids_shown(run: RunDir, spec: dict[str, Any], queue: Queue) -> tuple[str, ...]:
+    """The ids under which squeue shows a job that has none in its slurm.json."""
+    from cluster.node.sbatch_options import mark
+    try:
+        array = json.loads(run.slurm.read_bytes())["array"]
+        token, ending = array["token"], f"_{array['index']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        token, ending = spec["token"], ""
+    return tuple(entry.id for entry in queue.commented(mark(token)) if entry.id.endswith(ending))
 
 
 def _queued_again(ids: Sequence[str], start: AttemptStarted | None) -> bool:
@@ -183,7 +199,7 @@ def _unshown(folded: Status, told: Told, answer: Answer) -> Judged:
             return Judged(folded)
         return Judged(Pending(told.last_sign, status_attempt(folded), "given to SLURM again"))
     if not told.ids:
-        if time.time() - told.last_sign < SUBMITTING_S:
+        if answer.unasked or time.time() - told.last_sign < SUBMITTING_S:
             return Judged(folded, note="being handed to SLURM")
         return Judged(ENDING[Reason.CANNOT_START](
             told.last_sign, None, Reason.CANNOT_START, "it never reached SLURM's queue; submit it again"))

@@ -15,6 +15,7 @@ import pytest
 from cluster.contract import RunDir
 from cluster.events import AttemptEnded, AttemptStarted, Launched, Reason
 from cluster.node import logs, queue_memory, view
+from cluster.node.sbatch_options import mark
 from tests.cluster.jobs import past_run
 from tests.node.scheduled import accounted, iso, queued, slurm_run
 from tests.slurm.fake import FakeSlurm
@@ -150,6 +151,25 @@ def test_an_unasked_scheduler_changes_nothing(fake_slurm: FakeSlurm, tmp_path: P
     fake_slurm.say("squeue", Answer(stderr="slurm_load_jobs error: Unable to contact slurm controller\n", code=1))
     found = shown(slurm_run(tmp_path, "a-1", RUNNING, ["7"], beat_age_s=4000))
     assert found["state"] == "RUNNING" and "Unable to contact" in found["unasked"]
+
+
+@pytest.mark.parametrize(("id", "noted"), [("7", {}), ("7_1", {"array": {"name": "swept", "token": "first", "index": 1}})])
+def test_a_job_whose_id_nobody_wrote_down_is_known_by_its_comment(
+        fake_slurm: FakeSlurm, tmp_path: Path, id: str, noted: dict[str, Any]) -> None:
+    run = slurm_run(tmp_path, "a-1", (), [], beat_age_s=4000, started=False)
+    if noted:
+        run.slurm.write_text(json.dumps({"ids": []} | noted))
+        os.utime(run.slurm, (NOW - 4000, NOW - 4000))
+    token = "first" if noted else json.loads(run.spec.read_bytes())["token"]
+    fake_slurm.jobs(queued(id, Comment=mark(token)), queued("7_0", Comment=mark("first")))
+    found = shown(run)
+    assert (found["state"], found["queue"]["id"]) == ("PENDING", id)
+    os.unlink(tmp_path / ".launch" / "slurm" / "queue.json")
+    fake_slurm.say("squeue", Answer(stderr="slurm_load_jobs error: Unable to contact slurm controller\n", code=1))
+    assert shown(run)["state"] == "PENDING"
+    os.unlink(tmp_path / ".launch" / "slurm" / "queue.json")
+    fake_slurm.say("squeue", "squeue.empty")
+    assert (shown(run)["state"], shown(run)["reason"]) == ("FAILED", "could not be started")
 
 
 def test_a_job_given_to_slurm_again_after_its_end_lives(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
