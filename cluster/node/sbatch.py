@@ -135,8 +135,10 @@ def adopt(run: RunDir, spec: JobSpec, names: Names | None = None) -> bool:
 
 
 def array_name(spec: JobSpec) -> str:
-    group = spec.group.id if spec.group else spec.id
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", group)
+    """What its points have in common. Not the sweep's own name, which an earlier one may have had: a SLURM that keeps
+    no comments could not tell them apart.
+    """
+    return spec.id.removesuffix(f"-{spec.group.member}") if spec.group else spec.id
 
 
 def _of_token(said: Sequence[tuple[str, str]], token: str) -> list[str]:

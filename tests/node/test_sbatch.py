@@ -180,18 +180,18 @@ def test_before_anything_is_queued_slurm_is_asked_and_the_script_is_shown(lab: H
 
 
 def test_points_of_a_sweep_are_one_array_and_found_by_their_number(lab: HostBackend, slurm: FakeSlurm) -> None:
-    points = [job("echo", str(n), group=Group("swept", "sweep", str(n), 3, 2)) for n in range(3)]
+    points = [job("echo", str(n), id=f"swept-7kq-{n}", group=Group("swept", "sweep", str(n), 3, 2)) for n in range(3)]
     submitted = lab.submit_array(points, [f"n: {n}\n" for n in range(3)], {}, parallel=2)
     assert [one["slurm_id"] for one in submitted] == ["101_0", "101_1", "101_2"]
-    script = Path(lab.node.workdir, ".launch", "slurm", "swept", "101_submission.sh").read_text()
-    assert "#SBATCH --array=0-2%2\n" in script and "#SBATCH --job-name=swept\n" in script
+    script = Path(lab.node.workdir, ".launch", "slurm", "swept-7kq", "101_submission.sh").read_text()
+    assert "#SBATCH --array=0-2%2\n" in script and "#SBATCH --job-name=swept-7kq\n" in script
     assert Path(submitted[1]["run_dir"], "config.yaml").read_text() == "n: 1\n"
     assert lab.submit_array(points, [None] * 3, {}) == submitted
     for one in submitted:  # as if the answer of sbatch had been lost
         number = submitted.index(one)
-        array = {"name": "swept", "token": points[0].token, "index": number}
+        array = {"name": "swept-7kq", "token": points[0].token, "index": number}
         Path(one["run_dir"], "slurm.json").write_text(json.dumps({"ids": [], "array": array}))
-    slurm.jobs(*(in_queue(f"55_{n}", points[0], Name="swept") for n in range(3)))
+    slurm.jobs(*(in_queue(f"55_{n}", points[0], Name="swept-7kq") for n in range(3)))
     asked = slurm.count()["squeue"]
     assert [one["id"] for one in lab.find([point.token for point in points])] == [one["id"] for one in submitted]
     assert slurm.count()["squeue"] == asked + 1
