@@ -135,6 +135,12 @@ class JobSpec:
     version: int = SPEC_VERSION
 
     @property
+    def place(self) -> str:
+        """Where it goes, as a person says it: gpu05; gpu01,gpu02; lab:low."""
+        where = self.slurm and (self.slurm.nodelist or self.slurm.partition)
+        return ",".join(self.hosts) or (f"{self.node}:{where}" if where else self.node)
+
+    @property
     def ranks(self) -> int:
         """Processes that count as ranks on one node."""
         return (self.gpus or self.procs) if self.kind == "torchrun" else 1

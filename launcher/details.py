@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.api import Details
+from launcher.jobs import JobStatus
 from launcher.views import age, aligned, ending, number, visible, why
 
 _FILES = 20  # of the uncommitted changes that are named
@@ -32,9 +33,13 @@ def inputs(found: Details) -> list[str]:
 def _head(found: Details) -> str:
     job, now = found.status, time.time()
     rows = [("id", job.id), ("name", job.name), ("state", job.state), ("why", why(job, now)),
-            ("stage", job.stage), ("node", job.node), ("run dir", job.run_dir)]
+            ("stage", job.stage), ("node", _node(job)), ("SLURM job", (job.queue or {}).get("id")),
+            ("run dir", job.run_dir)]
     if found.spec:
         rows += [("command", _command(found.spec)), ("directory", found.spec["cwd"]),
+                 ("after", ", ".join(one["id"] for one in found.spec.get("after") or ())),
+                 ("machines", found.spec["nodes"] if found.spec.get("nodes", 1) > 1 else ""),
+                 ("time", age(found.spec["time_s"]) if found.spec.get("time_s") else ""),
                  ("GPUs", found.spec["gpus"]),
                  ("processes", _processes(found.spec)),
                  ("secrets", ", ".join(found.spec["secrets"])), ("by", found.spec["submitted_by"])]
@@ -42,6 +47,12 @@ def _head(found: Details) -> str:
              ("ended", _when(job.ended_at, now)), ("step", _step(found)), ("loss", number(job.loss)),
              ("memory", f"{job.peak_rss_mb:.0f} MB at its peak" if job.peak_rss_mb else "")]
     return "\n".join(f"{title:10} {visible(str(value))}" for title, value in rows if value)
+
+
+def _node(job: JobStatus) -> str:
+    """`gpu05`, `gpu01,gpu02`, `lab:low`; `lab (gpu[01-02])` once SLURM has chosen."""
+    place = job.place or job.node
+    return f"{job.node} ({place})" if job.backend == "slurm" and not place.startswith(job.node) else place
 
 
 def _command(spec: dict[str, Any]) -> str:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def submitted(job: Submitted, unset_secrets: Sequence[str], following: bool) -> str:
-    lines = [f"{job.id} on {job.node}: {job.run_dir}"]
+    queued = f", SLURM job {job.slurm_id}" if job.slurm_id else ""
+    lines = [f"{job.id} on {job.place or job.node}{queued}: {job.run_dir}"]
     if unset_secrets:
         lines.append(f"  not set here: {', '.join(unset_secrets)}; "
                      f"the job gets what {job.node} was given before, if any")
@@ -87,8 +88,9 @@ def draft(ready: Draft, command_lines: list[list[str]]) -> str:
     takes = f"GPUs: {spec.gpus}" if spec.gpus else "on the CPU"
     if spec.kind == "torchrun" and not spec.gpus:  # how many a command starts is its own affair
         takes = f"processes: {spec.ranks}, {takes}"
+    takes += f", on each of {spec.nodes} machines" if spec.nodes > 1 else ""
     rows = [("job", spec.id + (f" ({spec.name})" if spec.name else "")),
-            ("node", f"{ready.node.name}, {takes}")]
+            ("node", f"{spec.place}, {takes}")]
     if spec.time_s:
         rows.append(("time", age(spec.time_s)))
     rows += [("runs", shlex.join(line)) for line in command_lines]

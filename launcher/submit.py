@@ -55,6 +55,7 @@ class Submitted:
     pid: int | None  # of its supervisor
     attempt: int
     slurm_id: str | None = None
+    place: str = ""  # gpu01,gpu02 or lab:low, where `node` alone does not say it
 
 
 def draft(index: Index, request: stages.Request) -> Draft:
@@ -143,7 +144,7 @@ def send(index: Index, ready: Draft) -> Submitted:
         raise
     index.started(as_job(spec, ready.node, answer))
     return Submitted(answer["id"], ready.node.name, answer["run_dir"], answer.get("pid"),
-                     answer.get("attempt", 0), answer.get("slurm_id"))
+                     answer.get("attempt", 0), answer.get("slurm_id"), spec.place)
 
 
 def _ask_twice(ready: Draft) -> dict[str, Any]:

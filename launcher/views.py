@@ -123,8 +123,10 @@ def why(job: JobStatus, now: float) -> str:
 
 
 def cause(job: JobStatus) -> str:
-    """Why it ended. What a person did needs no more words; `show` has them."""
+    """Why it ended or waits again. What a person did needs no more words; `show` has them."""
     reason, detail = ending(job.reason or "", job.detail)
+    if job.state == "PENDING":  # SLURM has it again
+        return f"requeued ({reason})" + (f": {first_line(detail)}" if detail else "")
     return reason if not detail or reason != job.reason else f"{reason}: {first_line(detail)}"
 
 

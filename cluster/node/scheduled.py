@@ -11,10 +11,12 @@ import pwd
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cluster.contract import RunDir
 from cluster.events import AttemptEnded, AttemptStarted, Event, Reason
+from cluster.journal import read_journal
 from cluster.node.queue import Answer, Entry, Queue
 from cluster.node.slurm_words import ENDINGS, PASSING, Phase, ordinal, reason_words, state_words
 from cluster.states import ENDING, Ended, Pending, Restarting, Running, Status, Stopping, status_attempt
@@ -37,6 +39,7 @@ class Told:
     last_sign: float  # unix seconds
     stopper: str  # who asked for a stop that no supervisor has seen to; empty: nobody
     checkpoint_step: int | None
+    after: tuple[dict[str, Any], ...] = ()  # the spec's: jobs that it waits for
 
     @property
     def requeued(self) -> Reason | None:
@@ -89,13 +92,14 @@ def _queued_again(ids: Sequence[str], start: AttemptStarted | None) -> bool:
     return bool(start and start.slurm_id in ids and start.slurm_id != ids[-1])
 
 
-def told(run: RunDir, events: Sequence[Event], beat: dict[str, Any], checkpoint_step: int | None) -> Told:
+def told(run: RunDir, events: Sequence[Event], beat: dict[str, Any], checkpoint_step: int | None,
+         after: Sequence[dict[str, Any]] = ()) -> Told:
     starts = [number for number, event in enumerate(events) if isinstance(event, AttemptStarted)]
     newest = events[starts[-1]:] if starts else events
     start = next((event for event in newest if isinstance(event, AttemptStarted)), None)
     end = next((event for event in reversed(newest) if isinstance(event, AttemptEnded)), None)
     signs = [_changed(run.slurm), _changed(run.spec), beat.get("t") or 0.0, *(event.t for event in newest[-1:])]
-    return Told(ids_of(run), start, end, beat, max(signs), _stopper(run), checkpoint_step)
+    return Told(ids_of(run), start, end, beat, max(signs), _stopper(run), checkpoint_step, tuple(after))
 
 
 def _changed(path: os.PathLike[str]) -> float:
@@ -142,7 +146,7 @@ def _waiting(folded: Status, told: Told, entry: Entry, answer: Answer) -> Judged
     if reason is None and told.start and not told.end:  # it began once, and nobody said that it ended
         reason = Reason.NODE_LOST
     shown = None if reason is Reason.SUPERSEDED else reason
-    return Judged(Pending(_since(folded), status_attempt(folded), waiting_words(entry)), shown)
+    return Judged(Pending(_since(folded), status_attempt(folded), _waits_words(told, entry)), shown)
 
 
 def _running(folded: Status, told: Told, entry: Entry, answer: Answer) -> Judged:
@@ -179,7 +183,7 @@ def _why(told: Told, entry: Entry) -> tuple[Reason, str]:
     if told.stopper and entry.state in ("CANCELLED", "FAILED", "COMPLETED"):
         return Reason.KILLED, f"by {told.stopper}: {_before(told)}"
     if entry.state == "CANCELLED" and entry.reason.startswith("Dependency"):
-        return Reason.DEPENDENCY, "cancelled by SLURM"
+        return Reason.DEPENDENCY, _which_failed(told) or "cancelled by SLURM"
     if entry.state == "CANCELLED":
         return Reason.KILLED, f"by {_user(entry.canceller)}: {_before(told)}"
     if entry.state in ENDINGS:
@@ -223,6 +227,29 @@ def waiting_words(entry: Entry) -> str:
     if entry.position:
         words.append(f"{ordinal(entry.position)} of {entry.of}")
     return ", ".join(filter(None, words)) or "queued"
+
+
+def _waits_words(told: Told, entry: Entry) -> str:
+    """SLURM knows that it waits for jobs, we know how a person calls them."""
+    if entry.reason != "Dependency":
+        return waiting_words(entry)
+    names = [job["id"] for job in told.after if _ending_of(job) is None]
+    return f"waits for {', '.join(names)}" if names else waiting_words(entry)
+
+
+def _which_failed(told: Told) -> str:
+    """Of the jobs that it waited for; empty: their run directories do not tell."""
+    for job in told.after:
+        end = _ending_of(job)
+        if end and end.reason is not Reason.DONE and not job["any"]:
+            return ": ".join(filter(None, (job["id"], end.reason.value, end.detail)))
+    return ", ".join(job["id"] for job in told.after if not job["any"])
+
+
+def _ending_of(job: dict[str, Any]) -> AttemptEnded | None:
+    attempts = RunDir(Path(job["run_dir"])).attempts()
+    events, _ = read_journal(attempts[-1].journal) if attempts else ([], 0)
+    return next((event for event in reversed(events) if isinstance(event, AttemptEnded) and event.next == "end"), None)
 
 
 def facts(answer: Answer) -> dict[str, Any] | None:

@@ -237,7 +237,8 @@ def _scheduled(one: _Read, queue: Queue | None) -> dict[str, Any]:
     from cluster.node import scheduled as slurm
     from cluster.node.queue import UNASKED
     checkpoint_step = _checkpoint_step(one.run, one.folded, one.events)
-    told = slurm.told(one.run, one.events, newest_heartbeat(one.run) or {}, checkpoint_step)
+    told = slurm.told(one.run, one.events, newest_heartbeat(one.run) or {}, checkpoint_step,
+                      one.spec.get("after") or ())
     if queue and slurm.unnamed(one.run, one.folded):
         told = replace(told, ids=slurm.ids_shown(one.run, one.spec, queue))
     answer = queue.about(told.ids[-1] if told.ids else None) if queue else UNASKED

@@ -6,6 +6,7 @@ from dataclasses import replace
 from cluster.events import Reason
 from launcher import details, sentences, views
 from launcher.restart import Restarted
+from launcher.submit import Submitted
 from tests.launcher.test_views import JOB
 
 PATCH = """\
@@ -64,3 +65,10 @@ def test_a_restart_says_from_where() -> None:
     assert "attempt 1, from step 30\n" in sentences.restarted(Restarted("x-1", "gpu05", 1, 30))
     assert ", from /w/last.ckpt\n" in sentences.restarted(Restarted("x-1", "gpu05", 1, None, "/w/last.ckpt"))
     assert "no checkpoint" in sentences.restarted(Restarted("x-1", "gpu05", 1, None))
+
+
+def test_a_submit_names_all_machines_and_slurms_number() -> None:
+    both = Submitted("phase1-7kq2x9", "gpu01", "/w/runs/phase1-7kq2x9", 7, 0, place="gpu01,gpu02")
+    assert sentences.submitted(both, (), False).startswith("phase1-7kq2x9 on gpu01,gpu02: /w/runs/")
+    queued = Submitted("phase1-7kq2x9", "lab", "/w/runs/phase1-7kq2x9", None, 0, "27", "lab:low")
+    assert sentences.submitted(queued, (), False).startswith("phase1-7kq2x9 on lab:low, SLURM job 27: /w/runs/")

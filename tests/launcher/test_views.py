@@ -59,7 +59,8 @@ def test_a_job_in_the_queue_of_a_scheduler_says_where_it_stands_and_when_it_may_
     job = replace(JOB, state="PENDING", detail="Priority, 3rd of 17", queue=queue, place="lab:gpu", submitted_at=now)
     line = views.status_table([job], now=now).split("\n")[1]
     assert "lab:gpu" in line and line.endswith("Priority, 3rd of 17, starts ~14:20")
-    assert views.why(replace(job, reason="preempted"), now) == "preempted: Priority, 3rd of 17, starts ~14:20"
+    assert views.why(replace(job, reason="preempted"), now) == \
+        "requeued (preempted): Priority, 3rd of 17, starts ~14:20"
     assert views.why(replace(job, detail="", queue={"starts_at": now + 86400}), now) == "starts ~Sun 09:00"
     assert views.starts(replace(job, queue={"starts_at": now + 9 * 86400}), now) == "starts ~2026-11-30"
     assert views.starts(replace(job, queue={"starts_at": now - 1}), now) == ""

@@ -16,7 +16,8 @@ from cluster.contract import RunDir
 from cluster.events import AttemptEnded, AttemptStarted, Launched, Reason
 from cluster.node import logs, queue_memory, view
 from cluster.node.sbatch_options import mark
-from tests.cluster.jobs import past_run
+from cluster.spec import After
+from tests.cluster.jobs import past_run, write_journal
 from tests.node.scheduled import accounted, iso, queued, slurm_run
 from tests.slurm.fake import FakeSlurm
 from tests.slurm.recorded import Answer
@@ -91,6 +92,20 @@ def test_every_word_of_the_queue(
     fake_slurm.jobs(queued("7", **{"EndTime": iso(NOW - 60), **row}))
     found = shown(slurm_run(tmp_path, "a-1", events, ["7"], started=bool(events)))
     assert (found["state"], found["reason"], found["detail"]) == (state, reason, detail)
+
+
+def test_the_jobs_that_it_waits_for_are_named(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    first = past_run(tmp_path / "runs", "phase1-a", (*RUNNING, ENDED))
+    second = past_run(tmp_path / "runs", "phase1-b", RUNNING)
+    after = tuple(After(run.path.name, str(run.path)) for run in (first, second))
+    fake_slurm.jobs(queued("7", Reason="Dependency"))
+    waiting = slurm_run(tmp_path, "a-1", (), ["7"], started=False, after=after)
+    assert shown(waiting)["detail"] == "waits for phase1-b"
+    failed = dataclasses.replace(ENDED, reason=Reason.ERROR, detail="exit code 3")
+    write_journal(second.attempt(0).journal, (*RUNNING, failed))
+    fake_slurm.jobs(queued("7", State="CANCELLED", Reason="DependencyNeverSatisfied", EndTime=iso(NOW - 60)))
+    os.unlink(tmp_path / ".launch" / "slurm" / "queue.json")
+    assert shown(waiting)["detail"] == "phase1-b: error in the program: exit code 3"
 
 
 def test_an_ending_by_slurm_alone_is_not_believed_at_once(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
@@ -233,7 +248,7 @@ def test_a_follower_ends_with_its_job_and_asks_rarely(
         fake_slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "_QUEUE_S", (0.3, 0.6))
     monkeypatch.setattr(logs, "_STATE_S", 0.05)
-    monkeypatch.setattr(queue_memory.Source, "due", lambda self, max_age_s: True)
+    monkeypatch.setattr(queue_memory.Source, "due", lambda self, *_: True)
     fake_slurm.jobs(queued("7", State="RUNNING", NodeList="gpu01"))
     run = slurm_run(tmp_path, "a-1", RUNNING, ["7"])
     began = time.monotonic()
