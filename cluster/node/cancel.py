@@ -33,6 +33,7 @@ _RING_S = 10.0  # a bell that nobody heard is rung again
 _SCANCEL_S = 10.0
 _FRESH_S = 0.5  # so old an answer of squeue will do
 _PAUSE_S = (0.2, 2.0)
+_BACK_OFF_S = 4.0  # a person waits for the end of the job: a controller that was silent is soon asked again
 _DENIED = "permission denied"
 
 
@@ -48,7 +49,7 @@ def once(runs: Sequence[RunDir], max_age_s: float = _FRESH_S) -> Ask:
     def ask(workdir: Path, _ids: Sequence[str]) -> Queue:
         if workdir not in queues:
             ids = [id for run in runs if run.path.parent.parent == workdir for id in scheduled.ids_of(run)]
-            queues[workdir] = Queue.ask(workdir, ids, max_age_s)
+            queues[workdir] = Queue.ask(workdir, ids, max_age_s, pause_max_s=_BACK_OFF_S)
         return queues[workdir]
 
     return ask

@@ -82,21 +82,21 @@ class Queue:
 
     @classmethod
     def ask(cls, workdir: Path, ids: Iterable[str] = (), max_age_s: float = FRESH_S,
-            limit_s: float | None = None) -> Queue:
+            limit_s: float | None = None, pause_max_s: float = queue_memory.BACK_OFF_MAX_S) -> Queue:
         """What is known about `ids` (and every other job of this user's that squeue shows). Never raises: what
-        could not be asked, `unasked` says.
+        could not be asked, `unasked` says. After failures it is left alone for up to `pause_max_s`.
         """
         limit_s = ASK_S if limit_s is None else limit_s
         ids, deadline = list(dict.fromkeys(ids)), time.monotonic() + limit_s
         memory = queue_memory.read(workdir)
-        if not memory.squeue.due(max_age_s) and not _to_ask_sacct(memory, ids):
+        if not memory.squeue.due(max_age_s, pause_max_s) and not _to_ask_sacct(memory, ids):
             return cls(memory)
         with queue_memory.alone(workdir, limit_s) as alone:
             memory = queue_memory.read(workdir)  # somebody may just have asked
             if not alone:
                 memory.squeue.why = memory.squeue.why or "another question to squeue is not answered yet"
                 return cls(memory)
-            if memory.squeue.due(max_age_s):
+            if memory.squeue.due(max_age_s, pause_max_s):
                 _ask_squeue(memory, deadline)
             if wanted := _to_ask_sacct(memory, ids):
                 _ask_sacct(memory, wanted, deadline)

@@ -17,7 +17,7 @@ from typing import Any
 from cluster.contract import write_atomically
 
 _VERSION = 1
-_BACK_OFF_S, _BACK_OFF_MAX_S = 2.0, 60.0
+_BACK_OFF_S, BACK_OFF_MAX_S = 2.0, 60.0
 _NO_ACCOUNTING_S = 600.0  # a cluster without accounting is asked for it again after this time
 _ABSENT_S = 5.0  # so long is believed that accounting does not know a job: it is a second behind
 _ENDED_MAX = 10_000  # endings that are remembered
@@ -33,10 +33,10 @@ class Source:
     failures: int = 0  # in a row
     why: str = ""  # the last question was not answered: for a person
 
-    def due(self, max_age_s: float) -> bool:
+    def due(self, max_age_s: float, pause_max_s: float = BACK_OFF_MAX_S) -> bool:
         """Whether it should be asked now: its answer is older than that, and it did not fail just before."""
         now = time.time()
-        pause_s = min(_BACK_OFF_MAX_S, _BACK_OFF_S * 2 ** min(self.failures - 1, 10)) if self.failures else 0.0
+        pause_s = min(pause_max_s, _BACK_OFF_S * 2 ** min(self.failures - 1, 10)) if self.failures else 0.0
         if 0 <= now - self.failed_at < pause_s:
             return False
         return not 0 <= now - self.answered_at < max_age_s

@@ -31,7 +31,7 @@ KILLED = (*RUNNING, StopAsked(NOW - 2, "me@here", "kill", 60.0),
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cancel, "_PAUSE_S", (0.05, 0.05))
-    monkeypatch.setattr(queue_memory.Source, "due", lambda self, max_age_s: True)
+    monkeypatch.setattr(queue_memory.Source, "due", lambda self, *_: True)
 
 
 @contextmanager

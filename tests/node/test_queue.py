@@ -96,6 +96,20 @@ def test_a_dead_controller_changes_nothing_and_is_asked_ever_more_rarely(
     assert Queue.ask(tmp_path, ["7"]).about("7").unasked == ""
 
 
+def test_who_waits_for_it_asks_a_controller_that_was_silent_soon_again(
+        fake_slurm: FakeSlurm, tmp_path: Path, later) -> None:
+    fake_slurm.say("squeue", DOWN)
+    for _ in range(6):
+        Queue.ask(tmp_path)
+        later(100)
+    Queue.ask(tmp_path)
+    fake_slurm.say("squeue")
+    fake_slurm.jobs(queued("7"))
+    later(5)
+    assert Queue.ask(tmp_path).unasked
+    assert not Queue.ask(tmp_path, pause_max_s=4.0).unasked
+
+
 def test_a_controller_that_hangs_is_given_up_in_time(
         fake_slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(queue_module, "ASK_S", 0.3)
