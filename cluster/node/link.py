@@ -110,7 +110,7 @@ class Link:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._poked, 4096)
             if out:
-                with contextlib.suppress(BlockingIOError):
+                with contextlib.suppress(BlockingIOError, ConnectionError):  # what was said before is read
                     out = out[self._connection.send(out):]
             with contextlib.suppress(BlockingIOError):
                 block = self._connection.recv(1 << 16)

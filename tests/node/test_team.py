@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,30 @@ def test_messages_arrive_in_order_and_whole(pair: tuple[links.Link, links.Link])
     member.send({"is": "ended"})
     assert said(leader) == [{"is": "ended"}]
     assert leader.received() == [] and not leader.lost
+
+
+def test_what_was_said_before_the_connection_broke_is_heard() -> None:
+    class Breaking(socket.socket):
+        broken = False
+
+        def send(self, *given: Any) -> int:
+            if self.broken:
+                raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+            return super().send(*given)
+
+    ours, plain = tcp_pair()
+    theirs = Breaking(plain.family, plain.type, plain.proto, plain.detach())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(links.receive_member, ours, "secret")
+        member = links.greet_leader(theirs, "secret", {"node": 1})
+        leader = waiting.result()
+    theirs.broken = True
+    member.send({"is": "ended"})
+    leader.send({"do": "over"})
+    leader.close()
+    assert said(member) == [{"do": "over"}]
+    wait_until(lambda: member.lost, 5, "the loss")
+    member.close()
 
 
 def test_who_does_not_know_the_token_is_not_let_in() -> None:
