@@ -8,6 +8,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_NUM_THREADS ?= 1
+# Tests at a time: more than the two cores they are made for, because many of them wait.
+WORKERS ?= 3
 
 .PHONY: install demo test campaign bench testbed testbed-down clean
 .DEFAULT_GOAL := install
@@ -30,7 +32,7 @@ demo: install data/demo/data_train.txt
 
 test: install
 	.ci/packages testbed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 campaign: install
 	.ci/packages testbed
