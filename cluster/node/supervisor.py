@@ -113,13 +113,14 @@ class Supervisor:
         """None: somebody else has made one after ours, the job is no longer this supervisor's."""
         attempts = self._run.attempts()
         number = attempts[-1].number + 1 if attempts else 0
-        while not self._make(new := self._run.attempt(number)):
-            number += 1
-        if self._number is not None and number != self._number + 1:
-            sys.stderr.write(f"{self._run.path}: attempt {number - 1} is another supervisor's\n")
-            new.path.rmdir()
+        if self._number is None:
+            while not self._make(self._run.attempt(number)):
+                number += 1
+        elif number != self._number + 1 or not self._make(self._run.attempt(number)):
+            # Not even made for a moment: whoever has the newest would take it for a newer one, and end its job.
+            sys.stderr.write(f"{self._run.path}: the attempt after {self._number} is another supervisor's\n")
             return None
-        self._number = number
+        new, self._number = self._run.attempt(number), number
         new.logs.mkdir()
         new.ranks.mkdir()
         shutil.copyfile(self._run.spec, new.spec)

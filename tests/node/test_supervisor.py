@@ -11,6 +11,7 @@ import pytest
 
 from cluster.events import AttemptStarted, Launched, Note, Reason
 from cluster.node import control, process
+from cluster.node.supervisor import Supervisor
 from cluster.spec import JobSpec, PythonEnv, ResumeRule, RestartPolicy
 from cluster.states import Completed, Failed, Restarting
 from tests.helpers import wait_until
@@ -219,3 +220,16 @@ def test_a_signal_from_outside_is_told_apart(make_job: MakeJob) -> None:
     root = json.loads(job.attempt.ranks.joinpath("0.json").read_bytes())
     process.send((root["pid"], root["started"]), signal.SIGTERM)
     assert job.ended().reason is Reason.SIGNAL and "SIGTERM" in job.status.detail
+
+
+def test_a_supervisor_whose_job_another_one_has_makes_no_attempt(
+        make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also not for a moment: the other one would take it for a newer one and give way."""
+    job = make_job("command", "true")
+    job.run.attempt(4).path.mkdir(parents=True)
+    made: list[int] = []
+    monkeypatch.setattr(Supervisor, "_make", staticmethod(lambda new: made.append(new.number) or True))
+    late = object.__new__(Supervisor)
+    late._run, late._number = job.run, 3
+    assert late._new_attempt() is None and made == []
+    assert "the attempt after 3 is another supervisor's" in capsys.readouterr().err
