@@ -30,7 +30,9 @@ def mark(token: str) -> str:
 
 def options_of(spec: JobSpec, directory: str, machines: Sequence[Machine] = (),
                dependency: str | None = None) -> Options:
-    """`directory`: where the batch script begins. Raises Unusable: more time than the partition gives."""
+    """`directory`: where the batch script begins. Raises Unusable: more time than the partition gives, or an option
+    that no script can hold.
+    """
     slurm = spec.slurm
     assert slurm is not None, spec.id
     given = {name.lstrip("-").replace("_", "-"): value for name, value in slurm.options.items()}
@@ -49,7 +51,11 @@ def options_of(spec: JobSpec, directory: str, machines: Sequence[Machine] = (),
     ours |= {name: value for name, value in wanted.items() if value}
     if not any(name in given for name in _CPU_OPTIONS):
         ours["cpus-per-task"] = _cpus(spec, [one for one in there if slurm.nodelist in (None, one.name)])
-    return given | _gpus(spec.gpus, given) | ours
+    found = given | _gpus(spec.gpus, given) | ours
+    if broken := next((name for name, value in found.items() if "\n" in str(value)), None):
+        raise Unusable(f"--{broken} of sbatch would hold a line break: {found[broken]!r}",
+                       hint="a script's options stand on one line each")
+    return found
 
 
 def environment(options: Mapping[str, object]) -> dict[str, str]:

@@ -67,6 +67,11 @@ def test_an_option_can_be_switched_off_and_a_comment_stands_behind_ours() -> Non
     assert found["comment"] == f"{mark('t0')} for the paper"
 
 
+def test_an_option_of_several_lines_is_refused_for_sbatch_reads_none_after_it() -> None:
+    with pytest.raises(Unusable, match="--comment.*line break"):
+        told(job({"comment": "for\nthe paper"}))
+
+
 def test_a_limit_that_the_partition_does_not_give_is_refused_before_it_waits_for_ever() -> None:
     with pytest.raises(Unusable, match="1440 minutes at most in partition gpu, this one asks for 1500") as error:
         told(job(time_s=90000, gpus=1))
