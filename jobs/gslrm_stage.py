@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -48,11 +51,16 @@ class GSLRMStage(Stage):
 
     def __init__(self, config: Phase3Run, train: MultiView, heldout: Heldout, metrics: Metrics, world: World,
                  identity: dict[str, str], provenance: dict[str, str]) -> None:
-        self.source, self.identity, self.provenance = train, identity, provenance
+        compiled = "yes" if config.training.compile else "no"
+        self.source, self.identity = train, identity
+        self.provenance = provenance | {"compiled blocks": compiled}
         self._config, self._heldout, self._metrics, self._device = config, heldout, metrics, world.device
         self._model = build_model(config).to(world.device)
         self._pictures = PictureLoss(config, world.device)
         self.modules = {"gslrm": self._model}
+        if config.training.compile:
+            check_compiler(world.device)
+            self._model.compile_blocks()
 
     def prepare(self, world: World, attachments: Path) -> str:
         """On all ranks, before training: how activations are kept, which is told; what goes into each checkpoint."""
@@ -157,6 +165,17 @@ def recomputation(config: Phase3Run, model: GSLRM, world: World) -> tuple[Recomp
 
 
 _NAMED: dict[Recompute, str] = {False: "kept", "selective": "those of attention are kept", True: "computed again"}
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises JobError when this machine lacks what torch.compile calls."""
+    compiler = os.environ.get("CXX", "g++")
+    missing = [] if shutil.which(compiler) else [f"the C++ compiler {compiler}"]
+    if device.type == "cuda" and find_spec("triton") is None:
+        missing.append("the Python package triton")
+    if missing:
+        raise JobError(f"training.compile: torch.compile needs {' and '.join(missing)}, not found here",
+                       "install it, or set training.compile: false")
 
 
 def check_renderer(config: Phase3Run, device: torch.device) -> None:

@@ -205,6 +205,11 @@ class GSLRM(nn.Module):
         self.load_state_dict(weights)
         return self
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Have torch.compile make each block's kernels at its first call; names in the state dict stay."""
+        for layer in self.transformer_layers:
+            layer.compile(backend=backend)
+
     def _check_shapes(self, images: Tensor, c2w: Tensor, fxfycxcy: Tensor) -> None:
         if images.dim() != 5 or images.shape[2] != 3:
             raise ValueError(f"GS-LRM takes images [B, V, 3, H, W], not {list(images.shape)}")

@@ -234,6 +234,13 @@ def test_the_first_weights_are_a_function_of_the_seed_or_of_init_from(data: Path
     assert all(torch.equal(a + 1, b) for a, b in zip(first.state_dict().values(), from_file.state_dict().values()))
 
 
+def test_compiling_without_a_compiler_is_told_before_anything_is_made(data: Path, tmp_path: Path) -> None:
+    done = phase3(tmp_path, config_of(data, compile=True), CXX="no-such-compiler")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: training.compile: torch.compile needs the C++ compiler no-such-compiler" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_auto_keeps_what_fits_into_the_free_memory(data: Path, alone: World, monkeypatch: pytest.MonkeyPatch) -> None:
     config = msgspec.convert(config_of(data, activation_checkpointing="auto", batch_per_rank=64), Phase3Run)
     model = build_model(config)

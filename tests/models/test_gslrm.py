@@ -151,6 +151,29 @@ def test_checkpointed_activations_change_no_gradient_and_selective_ones_spare_at
     assert kept_products < selective_products == recomputed_products
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the tracer's own look at it
+def test_compiled_blocks_compute_the_same_under_the_same_names(golden: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and differentiated ahead of time as with the real backend, which would take minutes to compile here."""
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)  # the tracer's progress bar leaves a thread otherwise
+    compiled: list[str] = []
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda self, **how: compiled.append(how["backend"]) or plain(self, **how))
+    torch.manual_seed(0)
+    model = GSLRM(TINY, checkpoint_activations="selective")
+    names, outputs = list(model.state_dict()), []
+    for again in (False, True):
+        if again:
+            model.compile_blocks("aot_eager")
+        found = model(*inputs(golden)).means
+        found.square().sum().backward()
+        outputs.append((found.detach(), [parameter.grad.clone() for parameter in model.parameters()
+                                         if parameter.grad is not None]))
+        model.zero_grad()
+    assert compiled == ["aot_eager"] * TINY.n_layer and list(model.state_dict()) == names
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-4)
+
+
 def test_activations_at_full_size_are_those_of_the_design() -> None:
     tokens = 2 + 6 * 64 * 64
     need = gslrm.activation_gb(GSLRMConfig(), tokens, 2)
