@@ -62,11 +62,12 @@ class GSLRMStage(Stage):
             check_compiler(world.device)
             self._model.compile_blocks()
 
-    def prepare(self, world: World, attachments: Path) -> str:
-        """On all ranks, before training: how activations are kept, which is told; what goes into each checkpoint."""
+    def prepare(self, world: World, attachments: Path, pictures: Path) -> str:
+        """On all ranks, before training: where what goes into each checkpoint and the pictures of validation are to be;
+        how activations are kept, which is told."""
         if world.is_main:
             write_about(self._config.model, attachments)
-        self.attachments = attachments
+        self.attachments, self._seen, self._is_main = attachments, pictures, world.is_main
         self._model.checkpoint_activations, words = recomputation(self._config, self._model, world)
         return words
 
@@ -111,8 +112,12 @@ class GSLRMStage(Stage):
 
     def evaluate(self, step: int, stop_asked: Callable[[], bool]) -> dict[str, float] | None:
         found = self._heldout.evaluate(self._model, stop_asked)
-        if found is not None and self._metrics.takes_images:
-            self._metrics.image(step, "val/picture", self._heldout.picture([self._model]))
+        if found is not None and self._is_main:
+            picture = self._heldout.picture([self._model])
+            self._seen.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(self._seen / f"step-{step:08d}.png")
+            if self._metrics.takes_images:
+                self._metrics.image(step, "val/picture", picture)
         return found
 
     def artifacts(self, directory: Path) -> None:
@@ -125,7 +130,6 @@ class GSLRMStage(Stage):
             save_ply(directory / PLY, scene)
             self._film(scene, directory)
             Image.fromarray(self._heldout.picture([before, self._model])).save(directory / PICTURE)
-
 
     def _film(self, scene: Gaussians, directory: Path) -> None:
         frames, background = self._config.turntable_frames, self._config.training.dataset.background

@@ -49,7 +49,8 @@ def _train(config: Phase3Run, given: argparse.Namespace, world: World, stop: Sto
         lambda: GSLRMStage(config, data.train, heldout, metrics, world, data.identity, data.provenance))
     job = open_job("phase3", config, given, world)
     world.on_main(lambda: metrics.open(job.attempt.metrics, open_wandb(config.wandb, config, job)))
-    for note in [*data.notes, stage.prepare(world, job.attempt.path / "about")]:
+    own = job.attempt.path
+    for note in [*data.notes, stage.prepare(world, own / "about", own / "validation")]:
         metrics.say(note)
     try:
         Trainer(stage, _plan(config), world, job, metrics, stop).run()

@@ -73,6 +73,8 @@ def test_by_hand_it_trains_validates_and_leaves_its_artifacts(data: Path, tmp_pa
     assert load_ply(run.artifacts / "gaussians.ply").means.shape == (1, 2 + 5 * 16 * 16, 3)
     with Image.open(run.artifacts / "before_after_truth.png") as picture:
         assert picture.size[0] >= 6 * 192
+    pictures = run.attempt(0).path / "validation"
+    assert sorted(path.name for path in pictures.iterdir()) == [f"step-{step:08d}.png" for step in (0, 4, 8)]
     [film] = run.artifacts.glob("turntable.*")
     assert f"turntable: {film}" in done.stdout and "activations: kept" in done.stdout
     report = json.loads((run.artifacts / "report.json").read_bytes())
