@@ -85,7 +85,7 @@ def finish(run: RunDir, view: dict[str, Any], request: dict[str, Any], already: 
     Raises ClusterError.
     """
     ended = view["state"] in ENDED_WORDS
-    if not scheduled.ids_of(run):
+    if scheduled.unnamed(run):
         from cluster.node import sbatch  # its submit was cut off: it may be in the queue all the same
         sbatch.adopt(run, JobSpec.from_json(run.spec.read_bytes()))
     view = _Cancelling(run, request | {"now": ended or request.get("now")}, told).until_gone()

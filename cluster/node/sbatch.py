@@ -49,7 +49,15 @@ def queue(run: RunDir, spec: JobSpec, agent: Sequence[str], dependency: str | No
     Raises ClusterError; only with Unreachable it is not known whether the job was queued: see `adopt`.
     """
     options = options_of(spec, str(run.path), machines(), dependency or dependency_of(spec))
-    [found] = _ask(agent, "submit", run.path / "slurm", options, [_supervisor(run, agent)], held=held)["ids"]
+    known = ids_of(run)
+    _write(run, known, asked=True)
+    try:
+        [found] = _ask(agent, "submit", run.path / "slurm", options, [_supervisor(run, agent)], held=held)["ids"]
+    except Unreachable:
+        raise
+    except ClusterError:
+        _write(run, known)
+        raise
     record(run, found)
     return found
 
@@ -117,7 +125,7 @@ def adopt(run: RunDir, spec: JobSpec, names: Names | None = None) -> bool:
     Raises ClusterError: SLURM could not be asked.
     """
     known = _read(run)
-    if known.get("ids"):
+    if known.get("ids") and not known.get("asked"):
         return True
     array = known.get("array") or {"name": spec.id, "token": spec.token}
     names = {} if names is None else names
@@ -130,8 +138,9 @@ def adopt(run: RunDir, spec: JobSpec, names: Names | None = None) -> bool:
     if "index" in array:
         found = [one for one in found if one.endswith(f"_{array['index']}")]
     for one in found:
-        record(run, one)
-    return bool(found)
+        if one not in known.get("ids", ()):
+            record(run, one)
+    return bool(ids_of(run))
 
 
 def array_name(spec: JobSpec) -> str:
@@ -174,8 +183,10 @@ def _read(run: RunDir) -> dict[str, Any]:
         raise NodeFailure(f"{run.slurm} cannot be read: {error}") from None
 
 
-def _write(run: RunDir, ids: Sequence[str], array: dict[str, Any] | None = None) -> None:
-    write_atomically(run.slurm, json.dumps({"ids": list(ids)} | ({"array": array} if array else {})).encode())
+def _write(run: RunDir, ids: Sequence[str], array: dict[str, Any] | None = None, asked: bool = False) -> None:
+    """`asked`: sbatch is asked for another id just now, or its answer was lost."""
+    more = ({"array": array} if array else {}) | ({"asked": True} if asked else {})
+    write_atomically(run.slurm, json.dumps({"ids": list(ids)} | more).encode())
 
 
 # --- the program that knows submitit ------------------------------------------------------------------------

@@ -71,20 +71,29 @@ def open_ids(run: RunDir, folded: Status, events: Sequence[Event]) -> tuple[str,
     return () if isinstance(folded, Ended) and not _queued_again(ids, start) else ids[-1:]
 
 
-def unnamed(run: RunDir, folded: Status) -> bool:
-    """Whether nobody wrote down which id SLURM gave it: its submit goes on, or was cut off."""
-    return not isinstance(folded, Ended) and not ids_of(run)
+def unnamed(run: RunDir, ended: bool = False) -> bool:
+    """Whether nobody wrote down an id that SLURM may have given it: its submit goes on, or was cut off. `ended`: by
+    what the run directory tells, it was given to SLURM before.
+    """
+    known = _noted(run)
+    return bool(known.get("asked")) or not ended and not known.get("ids")
 
 
 def ids_shown(run: RunDir, spec: dict[str, Any], queue: Queue) -> tuple[str, ...]:
-    """The ids under which squeue shows a job that has none in its slurm.json."""
+    """The ids of a job with those under which squeue shows it that are not in its slurm.json."""
     from cluster.node.sbatch_options import mark
+    known, array = ids_of(run), _noted(run).get("array")
+    name, token, ending = ((array["name"], array["token"], f"_{array['index']}") if array else
+                           (spec["id"], spec["token"], ""))
+    shown = (one.id for one in queue.commented(mark(token)) if one.name == name and one.id.endswith(ending))
+    return (*known, *(id for id in shown if id not in known))
+
+
+def _noted(run: RunDir) -> dict[str, Any]:
     try:
-        array = json.loads(run.slurm.read_bytes())["array"]
-        token, ending = array["token"], f"_{array['index']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        token, ending = spec["token"], ""
-    return tuple(entry.id for entry in queue.commented(mark(token)) if entry.id.endswith(ending))
+        return dict(json.loads(run.slurm.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _queued_again(ids: Sequence[str], start: AttemptStarted | None) -> bool:

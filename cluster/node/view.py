@@ -180,7 +180,7 @@ def _queue_for(found: Sequence[_Read], ask: Ask | None = None) -> Queue | None:
         return None
     from cluster.node import scheduled as slurm  # most nodes have no scheduler
     open_ids = [id for one in scheduled for id in slurm.open_ids(one.run, one.folded, one.events)]
-    if not open_ids and not any(slurm.unnamed(one.run, one.folded) for one in scheduled):
+    if not open_ids and not any(slurm.unnamed(one.run, isinstance(one.folded, Ended)) for one in scheduled):
         return None
     from cluster.node.queue import Queue
     return (ask or Queue.ask)(scheduled[0].run.path.parent.parent, open_ids)
@@ -239,7 +239,7 @@ def _scheduled(one: _Read, queue: Queue | None) -> dict[str, Any]:
     checkpoint_step = _checkpoint_step(one.run, one.folded, one.events)
     told = slurm.told(one.run, one.events, newest_heartbeat(one.run) or {}, checkpoint_step,
                       one.spec.get("after") or ())
-    if queue and slurm.unnamed(one.run, one.folded):
+    if queue and slurm.unnamed(one.run, isinstance(one.folded, Ended)):
         told = replace(told, ids=slurm.ids_shown(one.run, one.spec, queue))
     answer = queue.about(told.ids[-1] if told.ids else None) if queue else UNASKED
     judged = slurm.judge(one.folded, told, answer)

@@ -24,6 +24,7 @@ from cluster.spec import After, Group, JobSpec, Slurm
 from tests.cluster.jobs import command
 from tests.helpers import wait_until
 from tests.node.scheduled import queued, slurm_run
+from tests.node.test_cancel import slurm_reacts
 from tests.slurm.fake import FakeSlurm
 from tests.slurm.recorded import Answer
 
@@ -227,6 +228,23 @@ def test_an_ended_job_gets_a_new_place_in_the_queue(lab: HostBackend, slurm: Fak
     assert (again["attempt"], again["slurm_id"]) == (1, "101") or again["slurm_id"] == "102"
     assert ids(str(run.path)) == ["7", again["slurm_id"]]
     assert not (run.control / "stop").exists()
+
+
+def test_a_restart_whose_answer_was_lost_is_known_by_its_comment_and_can_be_killed(
+        lab: HostBackend, slurm: FakeSlurm) -> None:
+    run = slurm_run(Path(lab.node.workdir), "done", [started("3"), ENDED], ["3"])
+    spec = JobSpec.from_json(run.spec.read_bytes())
+    slurm.say("sbatch", Answer(), LOST)
+    with pytest.raises(Unreachable):
+        lab.restart(str(run.path), "me")
+    assert lab.status([str(run.path)])["jobs"][0]["state"] == "COMPLETED"  # SLURM shows none
+    (run.path.parent.parent / ".launch" / "slurm" / "queue.json").unlink()
+    slurm.jobs(in_queue("9", spec))
+    assert lab.status([str(run.path)])["jobs"][0]["state"] == "PENDING"
+    with slurm_reacts(slurm, lambda _: slurm.jobs(in_queue("9", spec, State="CANCELLED"))):
+        assert lab.kill(str(run.path), "me")["state"] == "COMPLETED"  # as before
+    assert any(call[0] == "scancel" and "9" in call for call in slurm.calls())
+    assert ids(str(run.path)) == ["3", "9"]
 
 
 def test_a_refused_restart_leaves_the_job_as_it_was(lab: HostBackend, slurm: FakeSlurm) -> None:

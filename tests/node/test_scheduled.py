@@ -175,8 +175,10 @@ def test_a_job_whose_id_nobody_wrote_down_is_known_by_its_comment(
     if noted:
         run.slurm.write_text(json.dumps({"ids": []} | noted))
         os.utime(run.slurm, (NOW - 4000, NOW - 4000))
-    token = "first" if noted else json.loads(run.spec.read_bytes())["token"]
-    fake_slurm.jobs(queued(id, Comment=mark(token)), queued("7_0", Comment=mark("first")))
+    spec = json.loads(run.spec.read_bytes())
+    name, token = ("swept", "first") if noted else (spec["id"], spec["token"])
+    fake_slurm.jobs(queued(id, Name=name, Comment=mark(token)), queued("7_0", Name="swept", Comment=mark("first")),
+                    queued("8", Name="another", Comment=mark(token)))
     found = shown(run)
     assert (found["state"], found["queue"]["id"]) == ("PENDING", id)
     os.unlink(tmp_path / ".launch" / "slurm" / "queue.json")
