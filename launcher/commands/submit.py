@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from launcher import api, group_sentences, sentences
 from launcher.commands._common import UNKNOWN, count, here, parser, positive, seconds, tell
@@ -13,6 +14,7 @@ from launcher.logs import Which
 from launcher.stages import Request
 
 _CARRY_S = 2.0  # from one look at what a job that is not submitted yet waits for to the next
+_FINDS_OUT = "launch status finds out within a minute"
 _USAGE = "launch submit STAGE [options]\n       launch submit [options] -- CMD ARG..."
 
 
@@ -20,7 +22,8 @@ def run(argv: Sequence[str]) -> int:
     options, command = _split(argv)
     args, words = _parser().parse_known_args(options)
     _refuse_loose(args.stage, words)
-    ready = api.draft(_request(args, command), carry=args.follow)
+    with _interrupted("nothing was submitted"):
+        ready = api.draft(_request(args, command), carry=args.follow)
     for note in ready.notes:
         tell(note)
     if isinstance(ready, GroupDraft):
@@ -28,7 +31,8 @@ def run(argv: Sequence[str]) -> int:
     if args.dry_run:
         print(sentences.draft(ready, api.command_lines(ready)))
         return 0
-    job = api.send(ready)
+    with _interrupted(f"whether {ready.spec.id} was submitted is not known", _FINDS_OUT):
+        job = api.send(ready)
     tell(sentences.submitted(job, ready.unset_secrets, following=args.follow))
     if not args.follow:
         print(job.id)
@@ -36,11 +40,21 @@ def run(argv: Sequence[str]) -> int:
     return _follow(job.id)
 
 
+@contextmanager
+def _interrupted(what: str, hint: str | None = None) -> Iterator[None]:
+    """A Ctrl-C says what it leaves behind."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"\n{what}", hint=hint) from None
+
+
 def _group(ready: GroupDraft, args) -> int:
     if args.dry_run:
         print(group_sentences.draft(ready, [api.command_lines(member.draft) for member in ready.members]))
         return 0
-    jobs = api.send_group(ready)
+    with _interrupted(f"whether {ready.id} was submitted is not known", _FINDS_OUT):
+        jobs = api.send_group(ready)
     tell(group_sentences.submitted(ready, jobs, following=args.follow))
     if not args.follow:
         print(ready.id)

@@ -2,9 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
 
 from cluster.events import Reason
-from launcher import details, sentences, views
+from launcher import api, details, sentences, views
+from launcher.commands import submit
+from launcher.errors import Interrupted
 from launcher.restart import Restarted
 from launcher.submit import Submitted
 from tests.launcher.test_views import JOB
@@ -72,3 +77,16 @@ def test_a_submit_names_all_machines_and_slurms_number() -> None:
     assert sentences.submitted(both, (), False).startswith("phase1-7kq2x9 on gpu01,gpu02: /w/runs/")
     queued = Submitted("phase1-7kq2x9", "lab", "/w/runs/phase1-7kq2x9", None, 0, "27", "lab:low")
     assert sentences.submitted(queued, (), False).startswith("phase1-7kq2x9 on lab:low, SLURM job 27: /w/runs/")
+
+
+@pytest.mark.parametrize(("where", "said"), [("draft", "nothing was submitted"), ("send", "whether x-1 was submitted")])
+def test_ctrl_c_in_a_submit_says_what_it_leaves_behind(
+        monkeypatch: pytest.MonkeyPatch, where: str, said: str) -> None:
+    def cut_off(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    ready = SimpleNamespace(spec=SimpleNamespace(id="x-1"), notes=())
+    monkeypatch.setattr(api, "draft", lambda *_, **__: ready)
+    monkeypatch.setattr(api, where, cut_off)
+    with pytest.raises(Interrupted, match=said):
+        submit.run(["--", "true"])
