@@ -19,6 +19,8 @@ _KNOWN: tuple[tuple[str, type[ClusterError], str, str | None], ...] = (
      "tell the administrator of the cluster: munge does not run on the login node"),
     (r"there is no (?P<named>\w+) on the PATH of (?P<host>\S+)", Unusable, "{host} has no {named}",
      "`login:` in cluster.yaml names the machine that has SLURM's programs; `here` means this one"),
+    (r"establish a configuration source", Unusable, "this machine belongs to no SLURM cluster",
+     "`login:` in cluster.yaml names the machine that does; `here` means this one"),
     (r"unrecognized option '?-*(?P<named>[\w-]+)", Unusable, "sbatch has no option --{named}", _YAML),
     (r"option '?-*(?P<named>[\w-]+).*(requires|doesn't allow) an argument", Unusable,
      "the option --{named} of sbatch was given wrongly", _YAML),

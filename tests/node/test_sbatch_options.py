@@ -110,6 +110,8 @@ ASKED = {"partition": "gpu", "account": "nix", "constraint": "nix", "nodelist": 
      Refused, "a limit of your account or qos"),
     (Answer(stderr="sbatch: error: Batch job submission failed: User's group not permitted to use this partition"),
      Refused, "you may not submit to partition gpu"),
+    (Answer(stderr="sbatch: fatal: Could not establish a configuration source"), Unusable,
+     "this machine belongs to no SLURM cluster (SLURM: Could not"),
     (Answer(stderr="sbatch: error: The flux capacitor is cold"), Unusable, "SLURM refuses it: The flux capacitor is cold"),
 ])
 def test_a_refusal_is_said_in_a_persons_words_with_slurms_own(said: str | Answer, kind: type[ClusterError],
