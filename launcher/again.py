@@ -10,7 +10,7 @@ from cluster.events import Reason
 from cluster.spec import JobSpec
 from launcher import reconcile
 from launcher.control import node_and_backend
-from launcher.errors import Wrong
+from launcher.errors import Refused, Wrong
 from launcher.index import Index, Job
 from launcher.jobs import find_all
 from launcher.restart import RestartPlan, plan_restart
@@ -32,7 +32,7 @@ def plan(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: 
     chosen = jobs if len(jobs) == 1 else _failed(jobs, word)
     if sets and len(chosen) > 1 and (chosen[0].view.get("group") or {}).get("kind") == "pipeline":
         raise Wrong(f"--set: {word} is a pipeline", hint=f"say which stage: launch restart {chosen[0].name} --set …")
-    plans = [plan_restart(index, job.id, sets, fresh_code, start) for job in chosen]
+    plans = [_chosen(index, job, sets, fresh_code, start) for job in chosen]
     following, notes = _following(index, chosen, start)
     plans += [_anew(index, job, start) for job in following]
     return Again(tuple(plans), tuple(notes))
@@ -81,10 +81,27 @@ def _left_alone(job: Job) -> str:
     return f"{name} ended {state} and stays so; afterwards: launch restart {job.id}"
 
 
+def _chosen(index: Index, job: Job, sets: Sequence[str], fresh_code: bool, start: Path) -> RestartPlan:
+    """A stage of a pipeline that completed is run anew. Raises Refused for another job that would find nothing to do.
+    """
+    if sets or fresh_code or job.view.get("state") != "COMPLETED" or job.view.get("by_hand"):
+        return plan_restart(index, job.id, sets, fresh_code, start)
+    if (job.view.get("group") or {}).get("kind") == "pipeline":
+        return _anew(index, job, start)
+    if _spec(job, start).resume_rule.kind != "none":
+        raise Refused(f"{job.id} has completed: from its last checkpoint on there is nothing left to do", job.node,
+                      f"give it more to do: launch restart {job.id} --set …   or begin anew: launch submit …")
+    return plan_restart(index, job.id, sets, fresh_code, start)
+
+
 def _anew(index: Index, job: Job, start: Path) -> RestartPlan:
     """One that completed with what it took over before begins from the start, not from its own checkpoints."""
     found = plan_restart(index, job.id, (), False, start)
     if job.view.get("state") != "COMPLETED":
         return found
+    return replace(found, spec=replace(_spec(job, start), resume="never"))
+
+
+def _spec(job: Job, start: Path) -> JobSpec:
     shown = node_and_backend(job, start)[1].show(job.run_dir)
-    return replace(found, spec=replace(JobSpec.from_json(json.dumps(shown["spec"]).encode()), resume="never"))
+    return JobSpec.from_json(json.dumps(shown["spec"]).encode())

@@ -47,6 +47,7 @@ def test_killed_and_restarted_it_loses_nothing(place: Lab) -> None:
     assert [line["step"] for line in lines] == list(range(1, 121))
     view = place.status(job)
     assert view["attempt"] == 1 and view["resume_step"] == kept, view
+    assert "--set" in place.launch("restart", job, code=4).stderr, "there is nothing left to do"
     assert not place.left_over(), "of a job that is complete"
 
 
