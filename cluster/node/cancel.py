@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NOW_S = 10.0  # `--now`: a supervisor may take this long, then SLURM ends the job
 LEAVE_S = 90.0  # after scancel a node may take this long: KillWait, and what it waits for stuck processes
+UNASKED_S = 10.0  # a job that has ended is not kept for a controller that does not answer
 UNSAID_S = scheduled.FORGOTTEN_S + MARGIN_S  # a job that is gone has an ending after this time
 _RING_S = 10.0  # a bell that nobody heard is rung again
 _SCANCEL_S = 10.0
@@ -163,11 +164,12 @@ class _Cancelling:
         """Raises ClusterError when it takes too long."""
         now, name, ended = time.monotonic(), view["id"], view["state"] in ENDED_WORDS
         late_s = now - self._begun - self._patience_s(view)
-        if unasked and late_s > 0:
+        if unasked and (late_s > 0 or ended and now > self._begun + UNASKED_S):
             what = "whether SLURM has let go of it could not be asked" if ended else "SLURM could not be asked"
+            found = "it ends" if self._run.attempts() else "it ends should it start; once SLURM answers, kill it again"
             raise Unreachable(f"{name} is {view['state']}, and {what}: {unasked}",
-                              hint="the request is in its run directory, where its supervisor finds it; "
-                                   f"see it with: launch status {name}")
+                              hint=None if ended else f"the request is in its run directory: {found}; "
+                              f"see it with: launch status {name}")
         if there and late_s > LEAVE_S and now > self._scancelled + LEAVE_S:
             states = ", ".join(f"{one.state}{f' on {one.nodes}' if one.nodes else ''}" for one in there)
             raise NodeFailure(f"SLURM still has {name} ({states}) {now - self._begun:.0f} s after it was asked to end",

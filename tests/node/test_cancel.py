@@ -154,12 +154,12 @@ def test_a_node_that_keeps_it_is_named(
 
 def test_a_controller_that_does_not_answer_is_no_success(
         fake_slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cancel, "NOW_S", 0.1)
-    monkeypatch.setattr(cancel, "LEAVE_S", 0.3)
+    """And a job that has ended is not held back for it, however long its grace is."""
+    monkeypatch.setattr(cancel, "UNASKED_S", 0.1)
     run = slurm_run(tmp_path, "a-1", KILLED, ["7"])
     fake_slurm.say("squeue", Answer(stderr="slurm_load_jobs error: Unable to contact slurm controller\n", code=1))
     with pytest.raises(Unreachable, match="a-1 is CANCELLED, and whether SLURM has let go of it could not be asked"):
-        ask(run, now=True)
+        ask(run, grace_s=600.0)
 
 
 def test_somebody_elses_job_is_refused(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
