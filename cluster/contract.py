@@ -31,8 +31,8 @@ ENV_RESUME = "LAUNCH_RESUME"  # path of the verified checkpoint to resume from, 
 ENV_TOKEN = "LAUNCH_TOKEN"  # in the environment of every process of the job: the second net for orphans
 ENV_PREFIX = "LAUNCH_"
 
-# In a metrics line t, step, applied, total, loss, lr, grad_norm, samples and epoch have a fixed meaning; event is resumed,
-# stopped, checkpoint, skipped, eval or done; every other key is a scalar of the job's own.
+# In a metrics line t, step, applied, total, loss, lr, grad_norm, samples and epoch have a fixed meaning; event is
+# resumed, stopped, checkpoint, skipped, eval or done; every other key is a scalar of the job's own.
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
