@@ -14,18 +14,18 @@ KINDS = ("kill", "rank", "torchrun", "supervisor", "save")
 _CHANGING = {"t", "it_s", "eta_s", "save_s", "path"}
 
 
-_references: dict[int, list[dict]] = {}
+_references: dict[tuple[int, int], list[dict]] = {}
 
 
-def reference(lab: Lab, bed: Testbed, ranks: int) -> list[dict]:
-    """The metrics of a run that nothing happened to; made once for each number of ranks."""
-    if ranks in _references:
-        return _references[ranks]
-    job = lab.submit("tiny", "--set", "pace_s=0", "--set", "steps=60", *sized(ranks))
+def reference(lab: Lab, ranks: int, total: int = 60) -> list[dict]:
+    """The metrics of a run that nothing happened to; made once for each number of ranks and steps, anywhere."""
+    if (ranks, total) in _references:
+        return _references[ranks, total]
+    job = lab.submit("tiny", "--set", "pace_s=0", "--set", f"steps={total}", *sized(ranks))
     lab.launch("wait", job)
-    lines = steps(lab, bed, job)
-    assert [line["step"] for line in lines] == list(range(1, 61))
-    _references[ranks] = lines
+    lines = steps(lab, job)
+    assert [line["step"] for line in lines] == list(range(1, total + 1))
+    _references[ranks, total] = lines
     return lines
 
 
@@ -33,8 +33,8 @@ def sized(ranks: int) -> list[str]:
     return ["--set", f"resources.procs={ranks}"]
 
 
-def steps(lab: Lab, bed: Testbed, job: str) -> list[dict]:
-    run = RunDir(on_this_machine(bed, lab.run_dir(job)))
+def steps(lab: Lab, job: str) -> list[dict]:
+    run = RunDir(lab.seen_here(lab.run_dir(job)))
     return [{key: value for key, value in line.items() if key not in _CHANGING}
             for line in merged_metrics(run) if "event" not in line]
 
@@ -68,7 +68,7 @@ def cut_and_resume(lab: Lab, bed: Testbed, kind: str, ranks: int, seed: int) -> 
     lab.launch("wait", job, timeout_s=120)
     view = lab.status(job)
     assert view["state"] == "COMPLETED" and view["attempt"] == 1, view
-    return cut, steps(lab, bed, job)
+    return cut, steps(lab, job)
 
 
 def last_step(run: RunDir) -> int:

@@ -64,7 +64,7 @@ WAYS: dict[str, Callable[[SlurmBed, str], None]] = {
 
 
 @pytest.mark.parametrize("way", [
-    "scontrol requeue", "preemption", pytest.param("kill -9 of slurmd", marks=pytest.mark.campaign)])
+    "scontrol requeue", *(pytest.param(way, marks=pytest.mark.campaign) for way in ("preemption", "kill -9 of slurmd"))])
 def test_requeued_it_goes_on_where_it_was(slurm: Lab, slurm_bed: SlurmBed, way: str) -> None:
     job = slurm.submit("tiny", "--node", "lab:low", "--set", "resources.sbatch.nodelist=gpu01"
                        if way == "preemption" else "resources.sbatch.comment=x")

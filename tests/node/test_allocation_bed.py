@@ -62,10 +62,6 @@ class BedJob:
     def steps(self) -> list[int]:
         return [line["step"] for line in merged_metrics(self.run) if "event" not in line]
 
-    @property
-    def node(self) -> str:
-        return self.bed.job(self.id)["NodeList"]
-
     def at(self, step: int, attempt: int = 0) -> None:
         wait_until(lambda: len(self.run.attempts()) > attempt and self.steps and self.steps[-1] >= step, 90,
                    f"step {step} of attempt {attempt}; {self.events}; {self.bed.job(self.id)}")
@@ -109,14 +105,6 @@ def test_a_preemption_saves_at_once_and_goes_on(slurm_bed: SlurmBed, bed_job: Ca
     assert [start.by for start in job.starts] == ["submit", "scheduler"] and {start.slurm_id for start in job.starts} == {job.id}
 
 
-def test_scontrol_requeue_is_no_end(slurm_bed: SlurmBed, bed_job: Callable[..., BedJob]) -> None:
-    job = bed_job(60)
-    job.at(12)
-    slurm_bed.slurm("scontrol", "requeue", job.id)
-    job.completed(60)
-    assert job.endings[0].next == "requeue" and job.starts[1].slurm_restarts == 1
-
-
 def test_where_requeue_is_forbidden_dependents_follow_the_continuation(slurm_bed: SlurmBed, bed_job: Callable[..., BedJob]) -> None:
     job = bed_job(60, {"no-requeue": True})
     first = job.id
@@ -134,24 +122,3 @@ def test_out_of_memory_in_the_cgroup_is_recognised(slurm_bed: SlurmBed, bed_job:
     job = bed_job(1, {"mem": "100M"}, kind="command", argv=(sys.executable, "-c", eats), pass_config=False, resume_rule=ResumeRule())
     wait_until(lambda: job.state == "OUT_OF_MEMORY", 60, f"out of memory: {job.events}")
     slurm_bed.await_job(job.id, "OUT_OF_MEMORY", "FAILED")
-
-
-@pytest.mark.campaign
-def test_one_minute_at_a_time_for_three_minutes_of_work(slurm_bed: SlurmBed, bed_job: Callable[..., BedJob]) -> None:
-    job = bed_job(450, time_s=60.0, pace_s=0.4)
-    job.completed(450, timeout_s=1200)
-    assert len(job.starts) >= 3 and {end.reason for end in job.endings[:-1]} == {Reason.TIME_LIMIT}
-
-
-@pytest.mark.campaign
-def test_a_job_that_runs_twice_at_once(slurm_bed: SlurmBed, bed_job: Callable[..., BedJob]) -> None:
-    job = bed_job(700)
-    job.at(12)
-    lost = job.node
-    with slurm_bed.slurmd_killed(lost):
-        wait_until(lambda: len(job.run.attempts()) == 2, 90, "a second attempt on another node")
-        wait_until(lambda: job.endings, 60, "the older copy ends itself")
-        assert (job.endings[0].reason, job.endings[0].next) == (Reason.SUPERSEDED, "requeue")
-        assert job.node != lost
-    job.completed(700, timeout_s=240)
-    assert len(job.starts) == 2 and fold(job.events)[0].attempt == 1
