@@ -23,6 +23,7 @@ from cluster.states import ENDING, Ended, Pending, Restarting, Running, Status, 
 
 SUBMITTING_S = 240.0  # a job without an id in slurm.json is being submitted for this long
 FORGOTTEN_S = 60.0  # after its last sign of life a job that SLURM does not show is kept for this long
+CANCELLED_S = 5.0  # one that somebody ended before it began: should SLURM start it all the same, it finds the request
 QUIET_S = 60.0  # a heartbeat that is older is worth a word
 SETTLE_S = 10.0  # an ending that SLURM tells may be ahead of what the supervisor wrote for this long
 _FORGOTTEN = "SLURM does not know it any more"
@@ -216,7 +217,8 @@ def _unshown(folded: Status, told: Told, answer: Answer) -> Judged:
             return Judged(folded, note="being handed to SLURM")
         return Judged(ENDING[Reason.CANNOT_START](
             told.last_sign, None, Reason.CANNOT_START, "it never reached SLURM's queue; submit it again"))
-    if not answer.gone or answer.asked_at - told.last_sign < FORGOTTEN_S:
+    patience_s = CANCELLED_S if told.stopper and told.start is None else FORGOTTEN_S
+    if not answer.gone or answer.asked_at - told.last_sign < patience_s:
         return Judged(folded)
     if told.stopper:
         reason, detail = Reason.KILLED, f"by {told.stopper}: {_before(told)}"

@@ -58,8 +58,7 @@ def home_full(bed: SlurmBed) -> Iterator[None]:
 @pytest.mark.parametrize("fault", FAULT_S)
 def test_a_fault_passes(slurm_bed: SlurmBed, project: Path, tmp_path: Path, where: str, fault: str) -> None:
     lab = laptop(slurm_bed, project, tmp_path / "laptop", where)
-    job = lab.submit("tiny", "--set", f"steps={STEPS}", "--set", "resources.sbatch.nodelist=gpu[04-05]",
-                     "--set", "resources.sbatch.nodes=1")
+    job = lab.submit("tiny", "--set", f"steps={STEPS}")
     try:
         run = at_step(lab, job, 12)
         node = json.loads(run.attempts()[-1].heartbeat.read_bytes())["hostname"]

@@ -133,7 +133,8 @@ def test_what_a_supervisor_waits_for_is_said(fake_slurm: FakeSlurm, tmp_path: Pa
     (RUNNING, "", 90, "FAILED", "SLURM does not know it any more"),
     ((*RUNNING, SCHEDULER), "", 90, "CANCELLED", "by scancel: scancel"),
     ((*RUNNING, PREEMPTED), "", 90, "CANCELLED", "SLURM does not know it any more"),
-    ((), "mina@lab", 90, "CANCELLED", "by mina@lab: before it started"),
+    ((), "mina@lab", 10, "CANCELLED", "by mina@lab: before it started"),
+    ((), "mina@lab", 1, "PENDING", ""),
     ((), "", 90, "FAILED", "SLURM does not know it any more"),
 ])
 def test_a_job_that_slurm_has_forgotten(
