@@ -232,7 +232,8 @@ def _carried(stream: IO[bytes]) -> Iterator[Frame]:
 
 
 def receive(arriving: Iterable[Frame], inputs: Path) -> Offer:
-    """Put what `frames` sends below `inputs`, under the fingerprint of its content -> the offer as it is here.
+    """Put what `frames` sends below `inputs`, under its job and the fingerprint of its content -> the offer as it is
+    here. (Two jobs can leave the same bytes; their manifests still name each its own.)
 
     What is there already is not fetched again. Raises NodeFailure: it did not arrive as it was offered.
     """
@@ -241,10 +242,10 @@ def receive(arriving: Iterable[Frame], inputs: Path) -> Offer:
     found = Offer(**{name: tuple(value) if isinstance(value, list) else value
                      for name, value in header["offer"].items()})
     name = PurePosixPath(found.path).name
-    place = inputs / found.fingerprint[:32]
+    place = inputs / f"{found.job}-{name}-{found.fingerprint[:16]}"
     if not place.is_dir():
         inputs.mkdir(parents=True, exist_ok=True)
-        aside = inputs / f".new-{found.fingerprint[:32]}-{os.getpid()}-{time.monotonic_ns()}"
+        aside = inputs / f".new-{place.name}-{os.getpid()}-{time.monotonic_ns()}"
         try:
             _store(stream, found, aside / name)
             with contextlib.suppress(FileExistsError):  # somebody else was faster with the same

@@ -106,14 +106,14 @@ def test_a_preemption_saves_at_once_and_goes_on(slurm_bed: SlurmBed, bed_job: Ca
 
 
 def test_where_requeue_is_forbidden_dependents_follow_the_continuation(slurm_bed: SlurmBed, bed_job: Callable[..., BedJob]) -> None:
-    job = bed_job(60, {"no-requeue": True})
+    job = bed_job(200, {"no-requeue": True})
     first = job.id
     after = slurm_bed.sbatch("true", f"--dependency=afterok:{first}", "--kill-on-invalid-dep=yes")
     job.at(12)
     slurm_bed.slurm("scancel", "--signal=USR1", first)
     slurm_bed.await_job(first, "FAILED", timeout_s=60)
     job.id = str(int(after) + 1)
-    job.completed(60)
+    job.completed(200)
     slurm_bed.await_job(after, "COMPLETED")
 
 
