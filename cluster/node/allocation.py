@@ -44,6 +44,7 @@ ROOM_S = 120.0  # an attempt that would have less than this is made in the next 
 KILL_WAIT_S = 30.0  # SLURM's default: from SIGTERM to SIGKILL
 ALARM_S = 2.0  # for squeue to say what a signal means
 _TOOL_S = 20.0
+_UNLIMITED_DAYS = 360  # the backfill scheduler writes a year for a job without a limit
 _FIELDS = "StateCompact:12,TimeLeft:24,PreemptTime:24,EndTime:24,Reason:40"
 _AGAIN_S = 2.0  # between two tries to be requeued by a controller that does not answer
 _PATIENCE_S = 600.0  # with it, when the end of the allocation is not known
@@ -287,6 +288,8 @@ def _seconds(text: str) -> float | None:
     if match is None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    if days >= _UNLIMITED_DAYS:
+        return math.inf
     return ((days * 24.0 + hours) * 60 + minutes) * 60 + seconds
 
 
