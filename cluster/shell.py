@@ -174,19 +174,18 @@ class _Link:
         self._target = target
         self._proxy = ProxyCommand(target) if target.proxy_command and not through else None
         self._socket: Any = None
-        try:
-            self._socket = self._reach(through, timeout_s)
-            self._connection = _login(target, self._socket, timeout_s)
-        except _Dropped:
-            said = self._proxy.last_words() if self._proxy else ""
-            self._close_below()
-            if said and "reset by peer" not in said:
-                raise Unreachable(f"its ProxyCommand failed: {said}", target.name,
-                                  f"try: {target.command}") from None
-            raise
-        except BaseException:
-            self._close_below()
-            raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._close_below)
+            try:
+                self._socket = self._reach(through, timeout_s)
+                self._connection = _login(target, self._socket, timeout_s)
+            except _Dropped:
+                said = self._proxy.last_words() if self._proxy else ""
+                if said and "reset by peer" not in said:
+                    raise Unreachable(f"its ProxyCommand failed: {said}", target.name,
+                                      f"try: {target.command}") from None
+                raise
+            undo.pop_all()
 
     @property
     def alive(self) -> bool:
@@ -395,14 +394,12 @@ def _agent(path: str) -> Any:
     class Agent(AgentSSH):
         def __init__(self) -> None:
             super().__init__()
-            connection = socket.socket(socket.AF_UNIX)
-            try:
+            with contextlib.ExitStack() as undo:
+                connection = undo.enter_context(socket.socket(socket.AF_UNIX))
                 connection.settimeout(_LOGIN_S)
                 connection.connect(path)
                 self._connect(connection)
-            except BaseException:
-                connection.close()
-                raise
+                undo.pop_all()
 
         def close(self) -> None:
             self._close()

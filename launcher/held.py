@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,13 +49,12 @@ def hold(index: Index, ready: GroupDraft) -> list[Held]:
                  json.dumps([need.to_json() for need in member.needs]), os.getpid(), now)
             for position, member in enumerate(ready.members)]
     index.hold(rows)
-    try:
+    with ExitStack() as undo:
+        undo.callback(index.let_go, [row.token for row in rows])
         for row, member in zip(rows, ready.members):
             if row.code and member.draft.code:
                 _keep(member.draft.code, Path(row.code))
-    except BaseException:
-        index.let_go([row.token for row in rows])
-        raise
+        undo.pop_all()
     return rows
 
 

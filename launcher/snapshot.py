@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -58,12 +59,10 @@ class Snapshot:
 
     def pack(self) -> BinaryIO:
         """A tar.gz, to be closed; the same snapshot is always the same bytes. Raises Changed."""
-        archive = tempfile.SpooledTemporaryFile(_MEMORY)
-        try:
+        with ExitStack() as undo:
+            archive = undo.enter_context(tempfile.SpooledTemporaryFile(_MEMORY))
             self._pack_into(archive)
-        except BaseException:
-            archive.close()
-            raise
+            undo.pop_all()
         archive.seek(0)
         return archive  # type: ignore[return-value]
 

@@ -82,13 +82,18 @@ def _begin(runs: list[RunDir], specs: list[JobSpec], request: dict[str, Any], he
 
 def _begin_here(runs: list[RunDir], request: dict[str, Any]) -> None:
     """One supervisor each; when one cannot be started, those before it are ended again."""
-    for number, run in enumerate(runs):
-        try:
+    begun: list[RunDir] = []
+    with ExitStack() as undo:
+        undo.callback(_end_again, begun)
+        for run in runs:
             start_supervisor(run, "submit", agent_of(request), 0)
-        except BaseException:
-            from cluster.node.kill import kill_all
-            kill_all({"run_dirs": [str(one.path) for one in runs[:number]], "by": "launch", "now": True}, None)
-            raise
+            begun.append(run)
+        undo.pop_all()
+
+
+def _end_again(runs: list[RunDir]) -> None:
+    from cluster.node.kill import kill_all
+    kill_all({"run_dirs": [str(run.path) for run in runs], "by": "launch", "now": True}, None)
 
 
 def _undecided(spec: JobSpec, error: BaseException) -> bool:
