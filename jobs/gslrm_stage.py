@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from configs.phase3 import Losses, Model, Phase3Run
 from configs.reconstruct import Turntable
-from jobs.checkpoint import load_module
 from jobs.data.multiview import Batch, MultiView
 from jobs.heldout import Heldout
 from jobs.metrics import Metrics
-from jobs.reconstructor import ABOUT
+from jobs.reconstructor import ABOUT, load_weights, network
 from jobs.runtime import JobError
 from jobs.stage import Stage
 from jobs.turntable import save_turntable
@@ -30,7 +29,7 @@ from jobs.world import World, mixed_seed
 from models import losses
 from models.cameras import rays
 from models.gaussians import Gaussians, RenderError, load_gsplat, render, save_ply
-from models.gslrm import GLOBAL_TOKENS, GSLRM, GSLRMConfig, Recompute, activation_gb
+from models.gslrm import GLOBAL_TOKENS, GSLRM, Recompute, activation_gb
 from models.perceptual import Lpips, PerceptualLoss
 from models.weights import WeightsError
 
@@ -282,23 +281,16 @@ class _WithGradients(torch.autograd.Function):
 
 def build_model(config: Phase3Run) -> GSLRM:
     """The network at step 0: a function of the config's seed, or of `init_from`. Raises JobError."""
-    sizes = config.model
     torch.manual_seed(mixed_seed("weights", config.training.seed))
-    model = GSLRM(GSLRMConfig(
-        d=sizes.d, d_head=sizes.d_head, n_layer=sizes.n_layer, patch_size=sizes.patch_size,
-        scale_bias=sizes.scale_bias, scale_max=sizes.scale_max, opacity_bias=sizes.opacity_bias,
-        depth_half=sizes.depth_half, clip_xyz=sizes.clip_xyz))
+    model = network(config.model)
     if config.init_from:
         _initialise(model, Path(config.init_from))
     return model
 
 
 def _initialise(model: GSLRM, path: Path) -> None:
-    """Weights only, strictly: a public checkpoint (.pt), or the directory of one of ours."""
+    """Weights only."""
     try:
-        if path.is_dir():
-            load_module(path, "gslrm", model)
-        else:
-            model.load_upstream(path)
+        load_weights(model, path)
     except WeightsError as error:
         raise JobError(f"init_from: {error}", "name weights of this model, or change `model:`") from None

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from configs.load import read_run
 from configs.phase1 import Phase1Run
 from jobs.runtime import Job, JobError, StopFlag, job_from_environment, run_job
-from jobs.start import arguments, open_job, open_wandb, told, with_found
+from jobs.start import arguments, open_job, open_wandb, plan_of, told, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from jobs.data.multiview import MultiView
     from jobs.metrics import Metrics
     from jobs.mv_components import Components
     from jobs.mv_stage import MVStage
-    from jobs.schedule import Plan
     from jobs.world import World
     from models.cameras import Rig
 
@@ -56,7 +55,7 @@ def _train(config: Phase1Run, given: argparse.Namespace, world: World, stop: Sto
         if components.source is None and not _make_vae(config, components, data, world, stop, metrics):
             return
         stage = _stage(config, components, data, world, metrics, job)
-        Trainer(stage, _plan(config), world, job, metrics, stop).run()
+        Trainer(stage, plan_of(config, lr_decay=config.training.schedule.decay), world, job, metrics, stop).run()
     finally:
         metrics.close()
 
@@ -200,22 +199,6 @@ def _about(config: Phase1Run, components: Components, data: Data) -> dict[str, A
             "prediction_type": components.frozen["scheduler"].config.prediction_type,
             "snr_weighting": training.snr_weighting, "snr_gamma": training.snr_gamma,
             "frozen_components": components.fingerprint, "pretrained": config.pretrained}
-
-
-def _plan(config: Phase1Run) -> Plan:
-    from jobs.schedule import Plan
-
-    training, optimizer = config.training, config.training.optimizer
-    return Plan(
-        total=training.max_steps, accumulation=training.accumulation, batch_per_rank=training.batch_per_rank,
-        seed=training.seed, precision=training.precision, lr=optimizer.lr,
-        betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay,
-        warmup=training.schedule.warmup, grad_clip=optimizer.grad_clip,
-        allowed_gradnorm_factor=optimizer.allowed_gradnorm_factor,
-        max_consecutive_skips=training.max_consecutive_skips, checkpoint_every=config.checkpoint.every_steps,
-        keep_last=config.checkpoint.keep_last, evaluate_every=training.validation.every_steps,
-        log_every=training.log_every_steps, loader_workers=training.loader_workers,
-        lr_decay=training.schedule.decay)
 
 
 if __name__ == "__main__":

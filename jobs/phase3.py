@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 from configs.load import read_run
 from configs.phase3 import Phase3Run
 from jobs.runtime import JobError, StopFlag, run_job
-from jobs.start import arguments, open_job, open_wandb, told, with_found
+from jobs.start import arguments, open_job, open_wandb, plan_of, told, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from jobs.data.multiview import Found, MultiView
-    from jobs.schedule import Plan
     from jobs.world import World
 
 
@@ -53,7 +52,7 @@ def _train(config: Phase3Run, given: argparse.Namespace, world: World, stop: Sto
     for note in [*data.notes, stage.prepare(world, own / "about", own / "validation")]:
         metrics.say(note)
     try:
-        Trainer(stage, _plan(config), world, job, metrics, stop).run()
+        Trainer(stage, plan_of(config), world, job, metrics, stop).run()
     finally:
         metrics.close()
 
@@ -111,21 +110,6 @@ def _check_validation(views: int, found: Found) -> None:
                        "training and validation need samples of several views")
     if not found.samples:
         raise JobError("no validation sample is left", "raise training.validation.max_samples")
-
-
-def _plan(config: Phase3Run) -> Plan:
-    from jobs.schedule import Plan
-
-    training, optimizer = config.training, config.training.optimizer
-    return Plan(
-        total=training.max_steps, accumulation=training.accumulation, batch_per_rank=training.batch_per_rank,
-        seed=training.seed, precision=training.precision, lr=optimizer.lr,
-        betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay,
-        warmup=training.schedule.warmup, grad_clip=optimizer.grad_clip,
-        allowed_gradnorm_factor=optimizer.allowed_gradnorm_factor,
-        max_consecutive_skips=training.max_consecutive_skips, checkpoint_every=config.checkpoint.every_steps,
-        keep_last=config.checkpoint.keep_last, evaluate_every=training.validation.every_steps,
-        log_every=training.log_every_steps, loader_workers=training.loader_workers)
 
 
 if __name__ == "__main__":

@@ -65,20 +65,30 @@ def load_reconstructor(config: Config, device: torch.device) -> Reconstructor:
                        "name one checkpoint of phase 3 (…/checkpoints/step-NNNNNNNN-aNNN), or a public .pt file")
     identity: Mapping[str, Any] = read_state(path)["identity"] if path.is_dir() else {}
     sizes = config.model or _sizes(path)
-    model = GSLRM(GSLRMConfig(
-        d=sizes.d, d_head=sizes.d_head, n_layer=sizes.n_layer, patch_size=sizes.patch_size,
-        scale_bias=sizes.scale_bias, scale_max=sizes.scale_max, opacity_bias=sizes.opacity_bias,
-        depth_half=sizes.depth_half, clip_xyz=sizes.clip_xyz))
+    model = network(sizes)
     try:
-        if path.is_dir():
-            load_module(path, "gslrm", model)
-        else:
-            model.load_upstream(path)
+        load_weights(model, path)
     except WeightsError as error:
         raise JobError(f"reconstructor.checkpoint: {error}", "give its sizes: reconstructor.model") from None
     rig = identity.get("rig", "")
     return Reconstructor(model.eval().to(device), sizes.image_size, rig if _FINGERPRINT.fullmatch(rig) else "",
                          identity.get("rig in words", "no rig that it names"), config.precision)
+
+
+def network(sizes: Model) -> GSLRM:
+    """With the weights of its own initialisation."""
+    return GSLRM(GSLRMConfig(
+        d=sizes.d, d_head=sizes.d_head, n_layer=sizes.n_layer, patch_size=sizes.patch_size,
+        scale_bias=sizes.scale_bias, scale_max=sizes.scale_max, opacity_bias=sizes.opacity_bias,
+        depth_half=sizes.depth_half, clip_xyz=sizes.clip_xyz))
+
+
+def load_weights(model: GSLRM, path: Path) -> None:
+    """Strictly: of a public checkpoint (.pt), or of the directory of one of ours. Raises WeightsError."""
+    if path.is_dir():
+        load_module(path, "gslrm", model)
+    else:
+        model.load_upstream(path)
 
 
 def _sizes(path: Path) -> Model:

@@ -6,15 +6,17 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jobs.runtime import Job, job_by_hand, job_from_environment
 
 if TYPE_CHECKING:
     from configs.fields import Strict
-    from configs.phase3 import Wandb as WandbConfig
+    from configs.phase1 import Phase1Run
+    from configs.phase3 import Phase3Run, Wandb as WandbConfig
     from jobs.data.multiview import Found
     from jobs.metrics import Wandb
+    from jobs.schedule import Plan
     from jobs.world import World
 
 
@@ -53,6 +55,22 @@ def find_list(path: str, name: str) -> str:
     """`find_path` of a list file, or of the list `name` in a data set's folder, as an artifact of phase 2 is."""
     found = str(find_path(path))
     return os.path.join(found, name) if os.path.isdir(found) else found
+
+
+def plan_of(config: Phase1Run | Phase3Run, lr_decay: Literal["constant", "cosine"] = "cosine") -> Plan:
+    """What the trainer does, from `training:` and `checkpoint:` of a run file."""
+    from jobs.schedule import Plan
+
+    training, optimizer = config.training, config.training.optimizer
+    return Plan(
+        total=training.max_steps, accumulation=training.accumulation, batch_per_rank=training.batch_per_rank,
+        seed=training.seed, precision=training.precision, lr=optimizer.lr,
+        betas=(optimizer.beta1, optimizer.beta2), weight_decay=optimizer.weight_decay,
+        warmup=training.schedule.warmup, grad_clip=optimizer.grad_clip,
+        allowed_gradnorm_factor=optimizer.allowed_gradnorm_factor,
+        max_consecutive_skips=training.max_consecutive_skips, checkpoint_every=config.checkpoint.every_steps,
+        keep_last=config.checkpoint.keep_last, evaluate_every=training.validation.every_steps,
+        log_every=training.log_every_steps, loader_workers=training.loader_workers, lr_decay=lr_decay)
 
 
 def with_found(config: Any, *keys: str) -> Any:
