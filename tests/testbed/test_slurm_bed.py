@@ -10,9 +10,9 @@ import yaml
 
 from tests.slurm import recorded
 
-from .bed import TestbedError, poll, unavailable
-from .fixtures import leftovers
-from .slurmbed import GPU_NODES, SlurmBed, not_installed
+from .bed import TestbedError, poll
+from .fixtures import leftovers, need
+from .slurmbed import GPU_NODES, SlurmBed
 
 
 def cancel(bed: SlurmBed, *jobs: str) -> None:
@@ -147,10 +147,9 @@ def test_cluster_yaml(slurm_bed: SlurmBed) -> None:
     assert "ssh_config" not in inside and inside["nodes"]["lab"]["workdir"] == "/home/alice/launch"
 
 
+@pytest.mark.testbed
 def test_down_leaves_nothing_of_running_jobs() -> None:
-    if why_not := unavailable() or not_installed():
-        pytest.skip(why_not)
-    bed = SlurmBed(f"slurm-down-{os.getpid()}", accounting=False)
+    bed = need(SlurmBed(f"slurm-down-{os.getpid()}", accounting=False))
     try:
         bed.up()
         bed.await_job(bed.sbatch("sleep 4332", "-N5", "--exclusive"), "RUNNING")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .bed import NODES, TestbedError, as_root, poll, unavailable
+from .bed import NODES, TestbedError, as_root, poll
 from .clients import client_config, ssh_agent
-from .fixtures import leftovers
+from .fixtures import leftovers, need
 from .testbed import Testbed
 
 WHERE = 'echo "$USER $(hostname)"'
@@ -272,10 +272,9 @@ def test_cluster_yaml(testbed: Testbed, tmp_path: Path) -> None:
     assert (inner["via"], inner["host"], inner["gpus"]) == ("ssh", "inner", "auto")
 
 
+@pytest.mark.testbed
 def test_down_leaves_nothing_and_up_repairs(tmp_path: Path) -> None:
-    if why_not := unavailable():
-        pytest.skip(why_not)
-    bed = Testbed(f"repair-{os.getpid()}")
+    bed = need(Testbed(f"repair-{os.getpid()}"))
     try:
         bed.up()
         for line in bed.script("status").stdout.splitlines()[:2]:  # two machines die behind the script's back
