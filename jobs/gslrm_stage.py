@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from configs.phase3 import Losses, Model, Phase3Run
 from configs.reconstruct import Turntable
+from jobs import bars
 from jobs.data.multiview import Batch, MultiView
 from jobs.heldout import Heldout
 from jobs.metrics import Metrics
@@ -54,6 +55,7 @@ class GSLRMStage(Stage):
         self.source, self.identity = train, identity
         self.provenance = provenance | {"compiled blocks": compiled}
         self._config, self._heldout, self._metrics, self._device = config, heldout, metrics, world.device
+        self._found: dict[str, float] = {}
         self._model = build_model(config).to(world.device)
         self._pictures = PictureLoss(config, world.device)
         self.modules = {"gslrm": self._model}
@@ -111,6 +113,7 @@ class GSLRMStage(Stage):
 
     def evaluate(self, step: int, stop_asked: Callable[[], bool]) -> dict[str, float] | None:
         found = self._heldout.evaluate(self._model, stop_asked)
+        self._found = found or self._found
         if found is not None and self._is_main:
             picture = self._heldout.picture([self._model])
             self._seen.mkdir(parents=True, exist_ok=True)
@@ -120,8 +123,8 @@ class GSLRMStage(Stage):
         return found
 
     def artifacts(self, directory: Path) -> None:
-        """gaussians.ply and its film, and the held-out views of one validation sample before training, after it, and
-        in truth."""
+        """gaussians.ply and its film; the held-out views of one validation sample before training, after it, and in
+        truth; validation.json with what the last evaluation is held against."""
         before = build_model(self._config).to(self._device).eval()
         self._model.eval()
         with torch.no_grad():
@@ -129,6 +132,11 @@ class GSLRMStage(Stage):
             save_ply(directory / PLY, scene)
             self._film(scene, directory)
             Image.fromarray(self._heldout.picture([before, self._model])).save(directory / PICTURE)
+        found = bars.bars(self._found["val/psnr"], {bars.WHITE: self._found["val/psnr_white"],
+                                                    bars.MEAN: self._found["val/psnr_mean"]})
+        bars.write(directory, self._found, found)
+        for line in bars.told(found):
+            self._metrics.say(line)
 
     def _film(self, scene: Gaussians, directory: Path) -> None:
         frames, background = self._config.turntable_frames, self._config.training.dataset.background

@@ -1,7 +1,6 @@
 """MVDiffusion as a stage: its loss on cached latents, its averaged weights, its validation and what it leaves."""
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from configs.phase1 import Phase1Run
+from jobs import bars
 from jobs.ema import Ema
 from jobs.metrics import Metrics
 from jobs.mv_components import WEIGHTS_FILE, Components
@@ -23,7 +23,6 @@ from models.mvdiffusion import EMA, UNET, MVDiffusionPipeline
 
 _CACHE_SHARE = 0.25  # of the free memory of the machine, over all ranks
 VIEWS_PICTURE = "input_generated_truth.png"
-VERDICT = "validation.json"
 
 
 class MVStage(Stage):
@@ -107,12 +106,11 @@ class MVStage(Stage):
     def artifacts(self, directory: Path) -> None:
         """The last validation: its picture, and validation.json with what it is held against."""
         Image.fromarray(self._fixed.picture()).save(directory / VIEWS_PICTURE)
-        bars = verdict(self._found)
-        (directory / VERDICT).write_text(json.dumps({"metrics": self._found, "bars": bars}, indent=1))
-        for bar in bars:
-            self._metrics.say(f"{'above' if bar['beaten'] else 'NOT above'} {bar['against']}: {bar['psnr']:.2f} dB, "
-                              f"bar {bar['bar']:.2f} dB")
-        self._metrics.say(f"beside it, the mean training picture of each view: {self._found['val/psnr_mean']:.2f} dB")
+        found = verdict(self._found)
+        bars.write(directory, self._found, found)
+        for line in bars.told(found):
+            self._metrics.say(line)
+        self._metrics.say(f"beside it, {bars.MEAN}: {self._found['val/psnr_mean']:.2f} dB")
 
 
 class ViewEncoder:

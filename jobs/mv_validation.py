@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from configs.phase1 import Validation
+from jobs.bars import COPY, WHITE, bars
 from jobs.data.multiview import MultiView
 from jobs.heldout import mean_images
 from jobs.mv_data import slots
@@ -118,10 +119,9 @@ class FixedViews:
 
 def verdict(found: dict[str, float]) -> list[dict[str, Any]]:
     """What an evaluation is held against: name, dB, and whether it is beaten."""
-    psnr = found["val/psnr"]
-    bars = {"the picture put in, copied": found["val/psnr_copy"], "the white picture": found["val/psnr_white"],
-            f"another object's picture put in, + {OTHER_MARGIN:g} dB": found["val/psnr_other"] + OTHER_MARGIN}
-    return [{"against": name, "bar": bar, "psnr": psnr, "beaten": psnr > bar} for name, bar in bars.items()]
+    return bars(found["val/psnr"], {
+        COPY: found["val/psnr_copy"], WHITE: found["val/psnr_white"],
+        f"another object's picture put in, + {OTHER_MARGIN:g} dB": found["val/psnr_other"] + OTHER_MARGIN})
 
 
 def _baselines(truth: Tensor, means: Tensor) -> Tensor:

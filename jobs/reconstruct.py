@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.load import read_run
 from configs.reconstruct import ReconstructRun
+from jobs import bars
 from jobs.runtime import Job, JobError, StopFlag, run_job
 from jobs.start import arguments, find_list, find_path, open_job, with_found
 
@@ -159,9 +160,8 @@ class Work:
         psnr = found["psnr"]
         self._metrics.say("PSNR of the true views that were not put in: "
                           + "  ".join(f"{name} {value:.2f}" for name, value in psnr.items()))
-        for bar in found["bars"]:
-            self._metrics.say(f"{'above' if bar['beaten'] else 'NOT above'} {bar['against']}: {bar['psnr']:.2f} dB, "
-                              f"bar {bar['bar']:.2f} dB")
+        for line in bars.told(found["bars"]):
+            self._metrics.say(line)
         return {f"val/psnr_{name}": value for name, value in psnr.items()}
 
     def _guesses(self, truth: Tensor) -> dict[str, Tensor]:
@@ -211,10 +211,8 @@ def compared(truth: Tensor, reference: int, guesses: dict[str, Tensor]) -> dict[
     psnr = {name: image_psnr(guess[others], truth[others]).mean().item() for name, guess in guesses.items()}
     ssim = {name: image_ssim(guess[others], truth[others]).mean().item() for name, guess in guesses.items()} \
         if truth.shape[-1] >= SSIM_WINDOW else {}
-    against = {"copy": "the picture put in, copied", "white": "the white picture", "untrained": "the untrained chain"}
-    bars = [{"against": words, "bar": psnr[name], "psnr": psnr["chain"], "beaten": psnr["chain"] > psnr[name]}
-            for name, words in against.items()]
-    return {"views": len(others), "psnr": psnr, "ssim": ssim, "bars": bars}
+    against = {bars.COPY: psnr["copy"], bars.WHITE: psnr["white"], "the untrained chain": psnr["untrained"]}
+    return {"views": len(others), "psnr": psnr, "ssim": ssim, "bars": bars.bars(psnr["chain"], against)}
 
 
 def _resized(views: Tensor, size: int) -> Tensor:
