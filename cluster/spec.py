@@ -93,6 +93,19 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """How much there is to do, so that what was measured says how long it takes: cluster/node/measured.py."""
+
+    work: str  # fingerprint of all that decides how long a step takes, but for the machine
+    steps: int | None = None  # passes or samples; None: nobody can say yet
+    evaluations: int = 0
+    val_samples: int | None = None  # in each of them
+    checkpoints: int = 0  # on the disk at a time
+    growing: bool = False  # the artifacts grow with the steps
+    calibration: bool = False  # it runs only to be measured, and is removed then
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """One job. `argv` is a list until the very last moment; nothing in it is ever interpreted.
 
@@ -129,6 +142,7 @@ class JobSpec:
     progress: dict[str, str] = field(default_factory=dict)  # name -> regular expression with one group
     share: Literal["private", "group"] = "private"
     code: CodeRef = CodeRef()
+    cost: Cost | None = None  # None: nobody can say
     config_digest: str | None = None
     submitted_at: float = 0.0  # unix seconds
     submitted_by: str = ""  # user@host
@@ -201,5 +215,5 @@ def _tuples(value: Any) -> Any:
 
 _PARTS: dict[str, type] = {
     "python": PythonEnv, "resume_rule": ResumeRule, "restart": RestartPolicy, "code": CodeRef, "slurm": Slurm,
-    "after": After, "group": Group,
+    "after": After, "group": Group, "cost": Cost,
 }

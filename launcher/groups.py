@@ -26,6 +26,7 @@ class Member:
 
     label: str
     draft: Draft
+    sets: tuple[str, ...] = ()  # what the person changed of it
     needs: tuple[Need, ...] = ()
 
     @property

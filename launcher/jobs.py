@@ -12,7 +12,8 @@ ENDED = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY
 
 
 _AS_ANSWERED = ("reason", "attempt", "step", "total", "loss", "health", "submitted_at", "started_at",
-                "ended_at", "it_s", "eta_s", "checkpoint_step", "resume_step", "retry_at", "peak_rss_mb")
+                "ended_at", "it_s", "eta_s", "checkpoint_step", "resume_step", "retry_at", "peak_rss_mb",
+                "expected_s", "slurm_id")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class JobStatus:
     detail: str = ""  # the first exception of the rank that failed first, or what was freed
     it_s: float | None = None
     eta_s: float | None = None
+    expected_s: float | None = None  # of one that has not begun: so long it takes, by what was measured
     checkpoint_step: int | None = None  # newest verified checkpoint
     resume_step: int | None = None  # where the current attempt went on from
     retry_at: float | None = None

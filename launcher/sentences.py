@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from launcher import estimates
 from launcher.views import age, cause, visible
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def draft(ready: Draft, command_lines: list[list[str]]) -> str:
     return text + (f"\n\n# config.yaml\n{ready.config.rstrip()}" if ready.config else "")
 
 
+    if takes := estimates.told(spec.cost, ready.known):
+        rows.append(("takes", takes))
 def _code(ready: Draft) -> str:
     if ready.code is None:
         return f"{ready.spec.cwd} as it is"

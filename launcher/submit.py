@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from cluster.errors import ClusterError, Unreachable, Unusable
 from cluster.inventory import Node
 from cluster.spec import JobSpec, digest
-from launcher import jobs, reconcile, stages, targets, team
+from launcher import clients, estimates, jobs, reconcile, stages, targets, team
 from launcher.control import whoami
 from launcher.errors import LaunchError, Refused, Wrong
 from launcher.index import Index, Intent, Job
@@ -40,6 +40,7 @@ class Draft:
     script: str | None = None  # what sbatch would be given
     notes: tuple[str, ...] = ()  # for the person: which nodes were passed over, and why
     others: tuple[Node, ...] = ()  # the other machines of the same job
+    known: estimates.Known = estimates.Known(None, 0.0)  # of jobs like it
 
     @property
     def unset_secrets(self) -> list[str]:
@@ -88,10 +89,12 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
     absolute = [resume.value] if resume.value.startswith("/") else []
     spec = replace(targets.aimed(plan.spec, target), id=new_id(plan.spec.stage), token=os.urandom(16).hex(),
                    submitted_at=time.time(), submitted_by=whoami(), code=code.code if code else plan.spec.code)
+    volume = estimates.volume(plan, request)
     prepared = reconcile.backend_of(node).prepare(
         code_digest=code.code.digest if code else None,
         stat=[*paths.asked(), *map(str, here.values()), *absolute],
-        python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=spec if spec.slurm else None, busy=now)
+        python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=spec if spec.slurm else None, busy=now,
+        cost=estimates.question(plan, volume, paths))
     for option, place in here.items():
         stages.check_seen(option, place, prepared["stats"], node)
     if absolute and prepared["stats"].get(resume.value) is None:
@@ -104,7 +107,8 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
     if now:
         _check_now(spec, prepared, node)
     config = stages.config_text(plan.run, paths.values, prepared["home"]) if plan.run else None
-    spec = replace(spec, resume=stages.expand(spec.resume, prepared["home"]),
+    cost, known = estimates.answered(plan, volume, paths, prepared)
+    spec = replace(spec, resume=stages.expand(spec.resume, prepared["home"]), cost=cost,
                    config_digest=digest(config.encode()) if config is not None else None)
     return Draft(spec, node, code, config, bool(prepared.get("have_code")),
                  script=prepared["slurm"]["script"] if spec.slurm else None, others=target.peers)

@@ -22,10 +22,11 @@ class Backend(Protocol):
 
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
                 python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
-                busy: bool = False) -> Answer:
+                busy: bool = False, cost: Mapping[str, Any] | None = None) -> Answer:
         """Whether the node could take a job, and what it sees. Nothing is started.
 
         `slurm`: a job that SLURM is to judge; raises what it refuses. `busy`: also which GPUs jobs have.
+        `cost`: {work, lists}: also what was measured of such work, and how many samples the lists name.
         """
 
     def machines(self) -> list[dict[str, Any]]:
@@ -71,6 +72,18 @@ class Backend(Protocol):
 
     def revive(self, run_dir: str) -> Answer:
         """Go on with a job whose node was restarted while it ran -> {revived, state, attempt}."""
+
+    def discard(self, run_dirs: Sequence[str]) -> None:
+        """Remove jobs that ran only to be measured. Raises Refused for any other."""
+
+    def adopt(self, request: Mapping[str, Any]) -> Answer:
+        """Make a job of a program that runs there without launch: cluster/node/adopt.py."""
+
+    def census(self) -> Answer:
+        """Its GPUs and who uses them, disk, load and jobs: cluster/node/census.py."""
+
+    def processes(self) -> list[dict[str, Any]]:
+        """What uses its GPUs, and what this user runs there and could adopt: cluster/node/census.py."""
 
     def reach(self, peer: Sequence[str]) -> str | None:
         """Why the agent of another node cannot be asked from this one by `peer`; None: it can."""

@@ -21,11 +21,11 @@ class HostBackend:
 
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
                 python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
-                busy: bool = False) -> Answer:
+                busy: bool = False, cost: Mapping[str, Any] | None = None) -> Answer:
         return self._shell.ask({
             "op": "prepare", "workdir": self.node.workdir, "code_digest": code_digest, "stat": list(stat),
             "cwd": cwd, "need_python": asdict(python or self.node.python),
-            "slurm_spec": asdict(slurm) if slurm else None, "busy": busy})
+            "slurm_spec": asdict(slurm) if slurm else None, "busy": busy, "cost": cost})
 
     def machines(self) -> list[dict[str, Any]]:
         return self._shell.ask({"op": "machines"})["machines"]
@@ -78,6 +78,18 @@ class HostBackend:
 
     def revive(self, run_dir: str) -> Answer:
         return self._shell.ask({"op": "revive", "run_dir": run_dir})
+
+    def discard(self, run_dirs: Sequence[str]) -> None:
+        self._shell.ask({"op": "discard", "run_dirs": list(run_dirs)})
+
+    def adopt(self, request: Mapping[str, Any]) -> Answer:
+        return self._shell.ask({**request, "op": "adopt", "workdir": self.node.workdir})
+
+    def census(self) -> Answer:
+        return self._shell.ask({"op": "census", "workdir": self.node.workdir, "slurm": self.node.via == "slurm"})
+
+    def processes(self) -> list[dict[str, Any]]:
+        return self._shell.ask({"op": "processes"})["processes"]
 
     def reach(self, peer: Sequence[str]) -> str | None:
         return self._shell.ask({"op": "reach", "peer": list(peer)})["problem"]

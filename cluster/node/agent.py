@@ -27,6 +27,7 @@ _OPS = {
     "metrics": ("cluster.node.view", "metrics"),
     "join": ("cluster.node.joining", "join"), "revive": ("cluster.node.joining", "revive"),
     "kill_all": ("cluster.node.kill", "kill_all"),
+    "discard": ("cluster.node.measured", "discard"),
     "reach": ("cluster.node.peer", "reach"), "place": ("cluster.node.handover", "place"),
     "kill": ("cluster.node.kill", "kill"), "restart": ("cluster.node.restart", "restart"),
 }
@@ -66,7 +67,7 @@ def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "free_bytes": room.f_bavail * room.f_frsize, "free_inodes": room.f_favail,
         "stats": {path: _stat(path) for path in request.get("stat", ())},
         "gpus": _gpus(), "busy": _busy(workdir) if request.get("busy") else [],
-        "slurm": _forecast(workdir, request),
+        "slurm": _forecast(workdir, request), **_measured(workdir, request.get("cost")),
         "env_problem": _cwd_problem(request.get("cwd")) or _env_problem(request.get("need_python") or {}),
     }
 
@@ -127,6 +128,16 @@ def _busy(workdir: Path) -> list[str]:
     """UUIDs of the GPUs that jobs of this workdir have."""
     from cluster.node import view
     jobs = view.status({"workdir": str(workdir), "active_only": True}, None)["jobs"]
+def _measured(workdir: Path, asked: dict[str, Any] | None) -> dict[str, Any]:
+    """What is known here about a job of the work `asked["work"]`, and how many samples its lists name."""
+    if not asked:
+        return {}
+    from cluster.node import measured
+    found = measured.newest(workdir, asked["work"])
+    return {"measured": dataclasses.asdict(found) if found else None,
+            "counts": {path: measured.count(path) for path in asked["lists"]}}
+
+
     return [gpu for job in jobs for gpu in job["gpus"]]
 
 

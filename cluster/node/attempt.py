@@ -15,7 +15,7 @@ from typing import Any
 from cluster.contract import RunDir
 from cluster.events import AttemptStarted, Launched, Reason, StopAsked
 from cluster.journal import read_journal
-from cluster.node import ending, failure, rank
+from cluster.node import ending, failure, measured, rank
 from cluster.node.aside import Aside, AsideFailed
 from cluster.node.chronicle import Chronicle
 from cluster.node.control import Restart, Stop
@@ -44,6 +44,7 @@ LEFTOVERS_S = 10.0  # what is left of a program that has ended well may end by i
 VERIFY_S = 300.0
 
 
+MEASURE_S = 30.0
 class Attempt:
     """`live` runs it to its end. The supervisor then decides what follows, records that and calls `close`.
 
@@ -67,6 +68,7 @@ class Attempt:
         self._launched = False
         self._gpus: tuple[str, ...] = ()
         self._peak_rss_mb = 0.0
+        self._launched_at = 0.0  # unix s
         self._waits = ""  # for what, in words for a person
         self._ended_first = False  # the program had ended by itself when the stop came
         self._by_force = False
@@ -154,6 +156,7 @@ class Attempt:
         self._verify(outcome)
         self._look()  # SLURM tells everybody at once: the program may have heard it before its supervisor
         outcome.verdict = self._verdict(outcome, failure.oom_kills() - oom_before)
+        self._measure()
         return self._with_request(outcome)
 
     def _had_its_turn(self, by: str) -> bool:
@@ -205,9 +208,9 @@ class Attempt:
         pid = rank.start(name, str(self.dir.path), prepared.cwd, list(prepared.command), prepared.env or {})
         self._loop.adopt(pid)
         born = read_process(pid)
-        self._launched = True
+        self._launched, self._launched_at = True, time.time()
         self.watch = Watch(self.dir, self.spec.progress)
-        self.says.record(Launched(time.time(), prepared.program, prepared.gpus, pid))
+        self.says.record(Launched(self._launched_at, prepared.program, prepared.gpus, pid))
         self.beat()
         self._next_beat = time.monotonic() + FIRST_BEAT_S
         self._describe(prepared)
@@ -225,6 +228,7 @@ class Attempt:
         except OSError as error:
             self.says.note(f"env.json is missing: {prepared.python}: {error.strerror}")
             return
+        self.helpers.discard(pid)  # one that has ended may have had this pid
         self._loop.adopt(pid)
         self.helpers.add(pid)
         with contextlib.suppress(ProcessLookupError):
@@ -346,21 +350,38 @@ class Attempt:
     # --- how it ended -------------------------------------------------------------------------------------------------
 
     def _verify(self, outcome: Outcome) -> None:
-        """The newest checkpoint that verifies now; a hash takes its time, so it is done aside."""
+        """The newest checkpoint that verifies now; a hash takes its time."""
         if not self._ours or not self.run.checkpoints.is_dir():
             return
-        aside = self._aside(ending.newest_checkpoint, str(self.run.path), self.dir.number)
-        until = time.monotonic() + min(VERIFY_S, self._place.ending_s)
-        while not aside.done() and time.monotonic() < until:
-            self._wait(LOOK_S)
-        try:
-            found = aside.result() if aside.done() else {"notes": ["the checkpoints could not be verified in time"]}
-        except AsideFailed as error:
-            found = {"notes": [f"the checkpoints could not be verified: {error}"]}
-        aside.kill()
+        found = self._in_time("the checkpoints could not be verified", VERIFY_S, ending.newest_checkpoint,
+                              str(self.run.path), self.dir.number) or {"notes": ()}
         outcome.checkpoint, outcome.checkpoint_step = found.get("name"), found.get("step")
         for text in found["notes"]:
             self.says.note(text)
+
+    def _measure(self) -> None:
+        """What it took, for the estimates of others: reads all of the metrics."""
+        if self.spec.cost is None or self.dir.node:
+            return
+        if problem := self._in_time("what it took was not measured", MEASURE_S, measured.record, str(self.run.path),
+                                    self.dir.number, self._launched_at, self._gpus):
+            self.says.note(problem)
+
+    def _in_time(self, otherwise: str, limit_s: float, function: Callable[..., Any], *args: Any) -> Any:
+        """The result of slow work, done aside; None, with a note, when it fails or takes too long."""
+        aside = self._aside(function, *args)
+        until = time.monotonic() + min(limit_s, self._place.ending_s)
+        while not aside.done() and time.monotonic() < until:
+            self._wait(LOOK_S)
+        try:
+            if aside.done():
+                return aside.result()
+            self.says.note(f"{otherwise} in time")
+        except AsideFailed as error:
+            self.says.note(f"{otherwise}: {error}")
+        finally:
+            aside.kill()
+        return None
 
     def _verdict(self, outcome: Outcome, oom_kills: int) -> Verdict:
         now, asked = self.watch.now, self._asked

@@ -17,7 +17,7 @@ from cluster.contract import (
 from cluster.errors import NodeFailure, Unusable
 from cluster.events import AttemptEnded, AttemptStarted, Event, Launched, Reason, encode
 from cluster.journal import read_events
-from cluster.node import lines, process
+from cluster.node import lines, measured, process
 from cluster.spec import SPEC_VERSION
 from cluster.states import (
     ENDED_WORDS, WORDS, Completed, Ended, Failed, Heard, Pending, Restarting, Running, Status, Stopping, fold,
@@ -293,6 +293,8 @@ def _await_last_heartbeat(attempts: list[AttemptDir], status: Status, local: boo
             return
         time.sleep(_POLL_S)
 
+        "expected_s": measured.expected_s(one.run.path.parent.parent, one.spec.get("cost"))
+        if isinstance(status, Pending) else None,
 
 def _latest_progress(attempts: list[AttemptDir], status: Status) -> dict[str, Any]:
     """Of a running attempt: its heartbeat is up to ten seconds older than its metrics."""
