@@ -22,19 +22,23 @@ from launcher.reconcile import ASK_S, rescan, settle_leftovers
 from launcher.status import Statuses, status as _status
 
 if TYPE_CHECKING:
+    from launcher.adopt import Adopted
     from launcher.again import Again
+    from launcher.census import NodeReport
     from launcher.compare import Comparison
     from launcher.control import Killed
     from launcher.groups import GroupDraft
     from launcher.index import Index
     from launcher.logs import LogReader, Which
+    from launcher.prune import Pruned
+    from launcher.pull import Progress, Pulled
     from launcher.restart import Restarted, RestartPlan
     from launcher.stages import Request
     from launcher.submit import Draft, Submitted
 
-__all__ = ["Details", "JobStatus", "Statuses", "advance", "command_lines", "compare", "draft", "kill", "known", "logs",
-           "pending", "plan_restart", "remember", "restart", "send", "send_group", "show", "status", "submit", "wait",
-           "with_token"]
+__all__ = ["Details", "JobStatus", "Statuses", "adopt", "advance", "command_lines", "compare", "draft",
+           "kill", "known", "logs", "pending", "plan_restart", "prune", "pull", "remember", "restart", "send",
+           "send_group", "show", "status", "submit", "wait", "with_token"]
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,34 @@ def show(job: str, *, start: Path | None = None) -> Details:
                    shown.get("inputs") or [])
 
 
+def pull(job: str, pattern: str | None = None, *, out: Path | None = None, force: bool = False,
+         tell: Callable[[str], None] = lambda text: None, progress: Progress = lambda here, total, path: None,
+         start: Path | None = None) -> Pulled:
+    """Fetch a job's artifacts, or the files of its run directory that fit a pattern, and verify each.
+
+    Into `out`, where files that differ are left alone unless `force`; else into a directory of the job's name.
+    """
+    from launcher import pull as pulling
+    from launcher.control import node_and_backend
+
+    start = start or Path.cwd()
+    with open_index() as index:
+        settle_leftovers(index, start)
+        found = find(index, job)
+    return pulling.pull(node_and_backend(found, start)[1], found, pattern, out, force, start, tell, progress)
+
+
+def prune(jobs: Sequence[str] = (), *, keep_last: int = 1, dry_run: bool = False,
+          start: Path | None = None) -> list[Pruned]:
+    """Remove old checkpoints of these jobs, or of all that have ended; `dry_run`: only say which."""
+    from launcher import prune as pruning
+
+    start = start or Path.cwd()
+    with open_index() as index:
+        settle_leftovers(index, start)
+        return pruning.prune(index, jobs, keep_last, dry_run, start)
+
+
 def compare(jobs: Sequence[str], *, start: Path | None = None) -> Comparison:
     """How the configs of jobs differ and what each of them has learned; a sweep's name means all of its points."""
     from launcher import compare as comparing
@@ -230,6 +262,32 @@ def remember(job: str, view: dict[str, Any]) -> JobStatus:
 
     with open_index() as index:
         return control.heard(index, find(index, job), view)
+
+
+def adopt(process: str, *, name: str | None = None, log: str | None = None, progress: Sequence[str] = (),
+          start: Path | None = None) -> Adopted:
+    """Make a job of a program that runs without launch. `process` is NODE:PID; `progress`: `step=RE`, …"""
+    from launcher import adopt as adopting
+
+    start = start or Path.cwd()
+    with open_index() as index:
+        settle_leftovers(index, start)
+        return adopting.adopt(index, process, name, log, progress, start)
+
+
+def nodes(*, start: Path | None = None, timeout_s: float = ASK_S) -> list[NodeReport]:
+    """What there is on every node and who uses it; one that does not answer in time is `problem` and no census."""
+    from launcher import census
+
+    with open_index() as index:
+        return census.nodes_now(index, start or Path.cwd(), timeout_s)
+
+
+def processes(node: str, *, start: Path | None = None) -> list[dict[str, Any]]:
+    """What is on the GPUs of a node, and what this person runs there: cluster/node/census.py."""
+    from launcher import census
+
+    return census.processes_on(node, start or Path.cwd())
 
 
 def known(job: str) -> JobStatus:

@@ -20,6 +20,12 @@ VERBS = {
     "wait": "block until jobs have ended",
     "show": "everything known about a job",
     "compare": "how jobs differ, and how well each did",
+    "pull": "fetch what a job has made",
+    "prune": "give disk back, never the only good checkpoint",
+    "nodes": "the machines: GPUs and whose they are, disk, load, our jobs",
+    "ps": "what runs on a node, and what of it could be adopted",
+    "adopt": "take a program that runs already under status, logs, kill and restart",
+    "init": "write a cluster.yaml from ~/.ssh/config and sinfo, and test every node",
 }
 _USAGE = "usage: launch VERB …      (launch VERB --help says more)"
 

@@ -92,6 +92,35 @@ class LogReader:
         raise Unreachable("it ended in the middle")
 
 
+def settled(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces as they would stand on a terminal in the end: of each progress bar (`\\r`) its last state alone."""
+    open_lines: dict[tuple[int, int], bytes] = {}
+    for piece in pieces:
+        source = (piece.attempt, piece.rank)
+        whole, newline, rest = (open_lines.pop(source, b"") + piece.data).rpartition(b"\n")
+        if b"\r" in whole:
+            whole = b"\n".join(map(_last_state, whole.split(b"\n")))
+        if b"\r" in rest:
+            rest = _last_state(rest) + b"\r"[:rest.endswith(b"\r")]
+        if len(rest) > _LONGEST_LINE:
+            newline, rest = newline + rest, b""
+        elif rest:
+            open_lines[source] = rest
+        yield Piece(piece.attempt, piece.rank, whole + newline)
+    for source, rest in open_lines.items():
+        yield Piece(*source, _last_state(rest))
+
+
+def _last_state(line: bytes) -> bytes:
+    """What a line shows that was written over and over: its last part that is not blank."""
+    if b"\r" not in line:
+        return line
+    before, _, last = line.rstrip(b"\r").rpartition(b"\r")
+    while before and not last.strip():
+        before, _, last = before.rpartition(b"\r")
+    return last
+
+
 def merged(pieces: Iterable[Piece]) -> Iterator[bytes]:
     """Whole lines of several ranks, each after `[rank 1] `; an unfinished one at the end gets a newline."""
     open_lines: dict[tuple[int, int], bytes] = {}

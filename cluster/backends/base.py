@@ -94,6 +94,15 @@ class Backend(Protocol):
     def place(self, frames: Payload) -> str:
         """Put what `fetch` gave (each frame: its header as a line, its body) on this node -> its path there."""
 
+    def files(self, run_dir: str, pattern: str | None = None) -> Answer:
+        """The files of a run directory that fit a pattern (None: its artifacts): cluster/node/fetch.py."""
+
+    def pull(self, run_dir: str, files: Sequence[Sequence[str | int]]) -> Iterator[Frame]:
+        """The bytes of [path, from which byte, up to which byte] each, with their sha256: cluster/node/fetch.py."""
+
+    def prune(self, run_dirs: Sequence[str], keep_last: int, dry_run: bool, keep: Sequence[str]) -> list[Answer]:
+        """Remove old checkpoints of jobs that have ended: cluster/node/prune.py."""
+
     def restart(self, run_dir: str, by: str, grace_s: float | None = None, spec: JobSpec | None = None,
                 config: str | None = None, secrets: Mapping[str, str] | None = None,
                 code: Payload = b"") -> Answer:

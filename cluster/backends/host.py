@@ -100,6 +100,16 @@ class HostBackend:
     def place(self, frames: Payload) -> str:
         return self._shell.ask({"op": "place", "workdir": self.node.workdir}, frames)["path"]
 
+    def files(self, run_dir: str, pattern: str | None = None) -> Answer:
+        return self._shell.ask({"op": "files", "run_dir": run_dir, "pattern": pattern})
+
+    def pull(self, run_dir: str, files: Sequence[Sequence[str | int]]) -> Iterator[Frame]:
+        return self._shell.stream({"op": "pull", "run_dir": run_dir, "files": [list(one) for one in files]})
+
+    def prune(self, run_dirs: Sequence[str], keep_last: int, dry_run: bool, keep: Sequence[str]) -> list[Answer]:
+        return self._shell.ask({"op": "prune", "run_dirs": list(run_dirs), "keep_last": keep_last,
+                                "dry_run": dry_run, "keep": list(keep)})["jobs"]
+
     def restart(self, run_dir: str, by: str, grace_s: float | None = None, spec: JobSpec | None = None,
                 config: str | None = None, secrets: Mapping[str, str] | None = None,
                 code: Payload = b"") -> Answer:

@@ -29,6 +29,10 @@ _OPS = {
     "kill_all": ("cluster.node.kill", "kill_all"),
     "discard": ("cluster.node.measured", "discard"),
     "reach": ("cluster.node.peer", "reach"), "place": ("cluster.node.handover", "place"),
+    "adopt": ("cluster.node.adopt", "adopt"), "census": ("cluster.node.census", "census"),
+    "processes": ("cluster.node.census", "processes"), "survey": ("cluster.node.survey", "survey"),
+    "sees": ("cluster.node.survey", "sees"),
+    "files": ("cluster.node.fetch", "files"), "prune": ("cluster.node.prune", "prune"),
     "kill": ("cluster.node.kill", "kill"), "restart": ("cluster.node.restart", "restart"),
 }
 
@@ -124,10 +128,6 @@ def _gpus() -> list[dict[str, Any]]:
              "used_mb": gpu.used_mb} for gpu in gpus.list_gpus()]
 
 
-def _busy(workdir: Path) -> list[str]:
-    """UUIDs of the GPUs that jobs of this workdir have."""
-    from cluster.node import view
-    jobs = view.status({"workdir": str(workdir), "active_only": True}, None)["jobs"]
 def _measured(workdir: Path, asked: dict[str, Any] | None) -> dict[str, Any]:
     """What is known here about a job of the work `asked["work"]`, and how many samples its lists name."""
     if not asked:
@@ -138,6 +138,10 @@ def _measured(workdir: Path, asked: dict[str, Any] | None) -> dict[str, Any]:
             "counts": {path: measured.count(path) for path in asked["lists"]}}
 
 
+def _busy(workdir: Path) -> list[str]:
+    """UUIDs of the GPUs that jobs of this workdir have."""
+    from cluster.node import view
+    jobs = view.status({"workdir": str(workdir), "active_only": True}, None)["jobs"]
     return [gpu for job in jobs for gpu in job["gpus"]]
 
 

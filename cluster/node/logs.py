@@ -7,11 +7,11 @@ A frame is one JSON line, and after it the bytes it announces:
     {"keepalive": unix seconds}                    nothing new; the link lives
     {"end": VIEW}                                  the last one
 
-With `grep` a frame holds only the lines that match, and `next` lies behind the lines that did not.
+With `grep` a frame holds only the lines that match, and `next` lies behind the lines that did not. A line ends with
+`\\n`, or with the `\\r` of a progress bar, which then becomes a `\\n`; one longer than BLOCK is searched in parts.
 """
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -25,7 +25,7 @@ from cluster.contract import AttemptDir, RunDir
 from cluster.errors import ClusterError, NodeFailure, Unusable, explain
 from cluster.node import process
 from cluster.node.agent import failure
-from cluster.node.view import read_view
+from cluster.node.view import go_on, read_view
 from cluster.states import ENDED_WORDS
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ class _Log:
                 file.seek(self.offset)
                 block = file.read(want)
                 if pattern and not (whole and self.offset + want == limit):
-                    block = _complete_lines(block, file)
+                    block = _complete_lines(block)
         except OSError as error:
             what, hint = explain(error, f"the log {self.name} cannot be read")
             raise NodeFailure(what, hint=hint) from None
         if not block:
             return None
         self.offset += len(block)
-        body = b"".join(line for line in io.BytesIO(block) if pattern.search(line)) if pattern else block
+        body = _matching(block, pattern) if pattern else block
         return self.frame(self.offset - len(block), body)
 
     def frame(self, start: int, body: bytes) -> Frame:
@@ -87,19 +87,30 @@ class _Log:
             return 0
 
 
-def _complete_lines(block: bytes, file: BinaryIO) -> bytes:
-    """`block` up to its last newline; a line longer than the block is read on to its end."""
-    if (end := block.rfind(b"\n")) >= 0:
-        return block[:end + 1]
-    rest = file.readline()
-    return block + rest if rest.endswith(b"\n") else b""
+def _complete_lines(block: bytes) -> bytes:
+    """`block` up to the end of its last line; all of it when it is as long as can be and holds no end of a line."""
+    end = max(block.rfind(b"\n"), block.rfind(b"\r", 0, len(block) - 1)) + 1  # a `\r` at its end may become `\r\n`
+    return block[:end] if end or len(block) < BLOCK else block
+
+
+def _matching(block: bytes, pattern: re.Pattern[bytes]) -> bytes:
+    return b"".join(_as_line(line) for line in block.splitlines(keepends=True) if _matches(line, pattern))
+
+
+def _matches(line: bytes, pattern: re.Pattern[bytes]) -> bool:
+    """What stands between a `\n` and the first `\r` of a progress bar is no line when it is empty."""
+    return line != b"\r" and pattern.search(line.rstrip(b"\r\n")) is not None
+
+
+def _as_line(line: bytes) -> bytes:
+    return line[:-1] + b"\n" if line.endswith(b"\r") else line
 
 
 class _Selection:
     """Which files of a job are wanted; more appear while it runs."""
 
-    def __init__(self, run: RunDir, request: dict[str, Any]) -> None:
-        self._run = run
+    def __init__(self, run: RunDir, request: dict[str, Any], pattern: re.Pattern[bytes] | None) -> None:
+        self._run, self._pattern = run, pattern
         self._ranks, self._attempts = request.get("ranks", "0"), request.get("attempts", "last")
         self._first: int | None = None
         self._offsets: dict[str, int] = dict(request.get("offsets") or {})
@@ -165,38 +176,57 @@ class _Selection:
         return [rank for rank in there if rank in wanted]
 
     def _keep_last(self, lines: int) -> None:
-        """Let each rank begin so that `lines` lines of it are left, over its attempts from the newest
+        """Let each rank begin so that `lines` lines (that match) of it are left, over its attempts from the newest
         backwards.
         """
         left: dict[str, int] = {}
         for log in reversed(self._logs.values()):
             rank = log.name.partition("/")[2]
-            log.offset, found = _last_lines(log, left.get(rank, lines))
+            log.offset, found = _last_lines(log, left.get(rank, lines), self._pattern)
             left[rank] = left.get(rank, lines) - found
 
 
-def _last_lines(log: _Log, wanted: int) -> tuple[int, int]:
-    """Where the last `wanted` lines of a file begin, read backwards block by block -> (offset, lines behind
-    it).
-    """
-    size = log.size()
-    if wanted <= 0 or size == 0:
-        return size, 0
+def _last_lines(log: _Log, wanted: int, pattern: re.Pattern[bytes] | None) -> tuple[int, int]:
+    """Where the last `wanted` lines of a file (that match) begin -> (offset, lines behind it)."""
+    if wanted <= 0 or log.size() == 0:
+        return log.size(), 0
+    count = 0
     with open(log.path, "rb") as file:
-        position, found = size, 0
-        while position > 0:
-            start = max(0, position - BLOCK)
-            file.seek(start)
-            block = file.read(position - start)
-            if position == size and not block.endswith(b"\n"):
-                found = 1  # an unfinished last line is a line
-            at = len(block)
-            while (at := block.rfind(b"\n", 0, at)) >= 0:
-                found += 1
-                if found > wanted:
-                    return start + at + 1, wanted
-            position = start
-    return 0, found
+        for begin in _begins(file) if pattern is None else _begins_of_matches(file, pattern):
+            count += 1
+            if count == wanted:
+                return begin, wanted
+    return 0, count
+
+
+def _begins(file: BinaryIO) -> Iterator[int]:
+    """Where each line begins, the last first; only `\\n` ends one."""
+    position = size = os.fstat(file.fileno()).st_size
+    while position > 0:
+        start = max(0, position - BLOCK)
+        file.seek(start)
+        block = file.read(position - start)
+        at = len(block) - (position == size and block.endswith(b"\n"))  # behind the last line's end begins none
+        while (at := block.rfind(b"\n", 0, at)) >= 0:
+            yield start + at + 1
+        position = start
+    yield 0
+
+
+def _begins_of_matches(file: BinaryIO, pattern: re.Pattern[bytes]) -> Iterator[int]:
+    position, head = os.fstat(file.fileno()).st_size, b""
+    while position > 0:
+        start = max(0, position - BLOCK)
+        file.seek(start)
+        block = file.read(position - start) + head
+        lines = block.splitlines(keepends=True)
+        head = b"" if start == 0 or len(block) > 2 * BLOCK else lines.pop(0)  # it may begin further before
+        at = start + len(block)
+        for line in reversed(lines):
+            at -= len(line)
+            if _matches(line, pattern):
+                yield at
+        position = start
 
 
 # --- the frames ---------------------------------------------------------------------------------------------
@@ -212,9 +242,13 @@ def frames(request: dict[str, Any], wait: Wait) -> Iterator[Frame]:
         from cluster.node import handover
         yield from handover.frames(request)
         return
+    if request.get("op") == "pull":
+        from cluster.node import fetch
+        yield from fetch.frames(request)
+        return
     run = RunDir(Path(request["run_dir"]))
     pattern = _compiled(request.get("grep"))
-    selection = _Selection(run, request)
+    selection = _Selection(run, request, pattern)
     watch = _Watch(run, bool(request.get("follow")))
     try:
         spoke = time.monotonic()
@@ -309,6 +343,7 @@ class _Watch:
                 self._lookout.hurry()
             self._seen, self._read_at = signs, now
             self._view = read_view(self._run, self._lookout.ask)
+            go_on([self._view])
             self._open()
         return self._view
 

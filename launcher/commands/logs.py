@@ -9,7 +9,12 @@ from launcher import api, sentences
 from launcher.commands._common import count, here, parser, tell
 from launcher.errors import Interrupted, Wrong
 from launcher.jobs import JobStatus
-from launcher.logs import LogReader, Piece, Which, merged
+from launcher.logs import LogReader, Piece, Which, merged, settled
+
+_BARS = """
+Into a file or a pipe goes every byte of one rank as it was printed. On a terminal, without -f, and of several ranks, a
+progress bar that was drawn over and over is shown as it stood in the end. --grep takes each of its states for a line.
+"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -26,14 +31,15 @@ def run(argv: Sequence[str]) -> int:
 
 def _parser():
     p = parser("logs", "What a job printed: stdout and stderr of its first rank, to the byte.")
+    p.epilog = _BARS
     p.add_argument("job", nargs="?", default="@last", metavar="JOB", help="default: @last")
     p.add_argument("-f", "--follow", action="store_true",
                    help="go on until the job has ended; Ctrl-C leaves it alone")
-    p.add_argument("-n", dest="lines", type=count, metavar="N", help="only the last N lines")
+    p.add_argument("-n", dest="lines", type=count, metavar="N", help="only the last N lines; with --grep, that match")
     p.add_argument("--rank", default="0", metavar="R|all",
                    help="another rank, several as 0,2, or all merged by lines")
     p.add_argument("--attempt", default="last", metavar="K|all", help="an earlier attempt, or all of them")
-    p.add_argument("--grep", metavar="RE", help="only lines that match; done on the node")
+    p.add_argument("--grep", metavar="RE", help="only lines that match; searched on the node")
     return p
 
 
@@ -44,8 +50,11 @@ def copy(reader: LogReader, job: str) -> tuple[JobStatus, int]:
     """
     written = 0
     several = not (reader.which.ranks == "0" or len(reader.which.ranks) == 1)
+    pieces = _announced(reader)
+    if not reader.which.follow and (several or sys.stdout.isatty()):
+        pieces = settled(pieces)
     try:
-        for data in merged(_announced(reader)) if several else (piece.data for piece in _announced(reader)):
+        for data in merged(pieces) if several else (piece.data for piece in pieces):
             _write(data)
             written += len(data)
     except KeyboardInterrupt:

@@ -107,6 +107,34 @@ def test_grep_on_the_node_by_whole_lines(run: RunDir, monkeypatch: pytest.Monkey
         list(frames(run, grep="("))
 
 
+def test_grep_takes_each_state_of_a_progress_bar_for_a_line(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "BLOCK", 64)
+    states = [b"\r%3d%%|#| loss %d" % (number, number) for number in range(100)]
+    run.attempt(1).rank_log(0).write_bytes(b"begin\r\n" + b"".join(states) + b"\nloss at last")
+    assert text(frames(run, grep="loss .7$|begin")) == b"begin\r\n" + b"".join(
+        b"%3d%%|#| loss %d\n" % (number, number) for number in range(17, 100, 10))
+    assert text(frames(run, grep="")).count(b"\n") == 101
+
+
+def test_a_line_without_end_is_searched_in_parts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "BLOCK", 64)
+    run.attempt(1).rank_log(0).write_bytes(b"x" * 1000 + b" mouse " + b"y" * 1000)
+    found = list(frames(run, grep="mouse"))
+    assert b"mouse" in text(iter(found)) and max(header.get("n", 0) for header, _ in found) <= 64
+
+
+def test_the_last_lines_that_match(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "BLOCK", 64)
+    content = [b"%d %b%b\n" % (n, b"x" * (n % 150), b" hit" * (n % 3 == 0)) for n in range(400)]
+    run.attempt(1).rank_log(0).write_bytes(b"".join(content))
+    hits = [line for line in content if b"hit" in line and len(line) < 64]
+    for wanted in (1, 5, 20):
+        assert text(frames(run, lines=wanted, grep="^[0-9]+ x{0,40} hit")).splitlines() == [
+            line.rstrip() for line in hits if line.count(b"x") <= 40][-wanted:]
+    assert text(frames(run, lines=2, grep="line 3", attempts="all")) == lines(0, 0, 3)
+    assert text(frames(run, lines=3, grep="line 3", attempts="all", ranks=[1])) == lines(0, 1, 3) + lines(1, 1, 3)
+
+
 def test_a_reader_that_was_cut_off_goes_on_where_it_was(run: RunDir) -> None:
     assert text(frames(run, offsets={"001/rank-0": 26})) == lines(1, 0, 2, 3, 4)
     across = {"000/rank-0": 52}  # the last attempt when it was cut off; there is a newer one now

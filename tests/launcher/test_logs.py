@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import Unreachable
-from launcher.logs import LogReader, Piece, Which, merged
+from launcher.logs import LogReader, Piece, Which, merged, settled
 
 
 class Node:
@@ -81,3 +81,18 @@ def test_a_progress_bar_of_several_ranks_moves() -> None:
 def test_a_line_without_end_does_not_fill_the_memory() -> None:
     out = merged(Piece(0, 0, b"x" * 50_000) for _ in range(4))
     assert max(len(block) for block in out) < 200_000
+
+
+def test_of_a_progress_bar_that_is_over_its_last_state_is_shown() -> None:
+    parts = [b"begin\n\r 10%", b"|#  \r 20%|", b"##\r", b" 99%\r100%|###\nEpoch 2\r\n\r", b"  5%\r        \rdone\nend\r 7%"]
+    shown = b"".join(piece.data for piece in settled(Piece(0, 0, part) for part in parts))
+    assert shown == b"begin\n100%|###\nEpoch 2\ndone\n 7%"
+    both = [Piece(0, rank, part) for part in (b"\r1%", b"\r2%\n") for rank in (0, 1)]
+    assert b"".join(merged(settled(both))) == b"[rank 0] 2%\n[rank 1] 2%\n"
+
+
+def test_what_holds_no_bar_passes_as_it_is() -> None:
+    parts = [b"a\nb", b"\x00\xff\n", b"c" * 200_000, b"d\n", b"e"]
+    pieces = list(settled(Piece(0, 0, part) for part in parts))
+    assert b"".join(piece.data for piece in pieces) == b"".join(parts)
+    assert b"\r" not in parts and max(len(piece.data) for piece in pieces) < 300_000
