@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cluster.node import handover
-from launcher.views import age, aligned, point, visible
+from launcher import estimates
+from launcher.views import age, aligned, lasting, point, visible
 
 if TYPE_CHECKING:
     from launcher.groups import GroupDraft, Member
@@ -22,6 +23,10 @@ def draft(ready: GroupDraft, command_lines: Sequence[list[list[str]]]) -> str:
         "stage": [member.spec.stage for member in ready.members],
         "node": [member.draft.node.name for member in ready.members],
         "gpus": [str(member.spec.gpus or "") for member in ready.members],
+        "set": [visible(" ".join(member.sets)) for member in ready.members],
+        "steps": [_steps(member) for member in ready.members],
+        "lasts": [_lasts(member) for member in ready.members],
+        "disk": [_disk(member) for member in ready.members],
         "time": [age(member.spec.time_s) if member.spec.time_s else "" for member in ready.members],
         "after": [", ".join(_need(ready, need.key, need.label, need.any) for need in member.needs)
                   for member in ready.members],
@@ -35,7 +40,35 @@ def draft(ready: GroupDraft, command_lines: Sequence[list[list[str]]]) -> str:
     parallel = [f"at most {ready.parallel} of {len(ready.members)} run at a time"] if ready.parallel else []
     carried = [f"{member.label} is submitted by this computer: {need.way.carried}"
                for member in ready.members for need in member.needs if need.way.carried]
-    return "\n".join([table, "", *runs, *parallel, *carried])
+    return "\n".join([table, "", *runs, *parallel, *carried, *_measures(ready)])
+
+
+def _steps(member: Member) -> str:
+    return str(member.spec.cost.steps or "") if member.spec.cost else ""
+
+
+def _lasts(member: Member) -> str:
+    found = estimates.expected_of(member.spec.cost, member.draft.known)
+    return f"~{lasting(found.seconds)}" if found else ""
+
+
+def _disk(member: Member) -> str:
+    found = estimates.expected_of(member.spec.cost, member.draft.known)
+    return estimates.size(found.disk_bytes) if found else ""
+
+
+def _measures(ready: GroupDraft) -> list[str]:
+    """Where the estimates come from; of a sweep's points, which mostly are alike, each once."""
+    known = {member.label: member.draft.known.measure for member in ready.members if member.spec.cost}
+    lines = [f"{label}: {estimates.measured(found)}" for label, found in known.items() if found]
+    missing = [label for label, found in known.items() if not found]
+    if ready.kind == "sweep":
+        lines = list(dict.fromkeys(line.partition(": ")[2] for line in lines))
+    found = [estimates.expected_of(member.spec.cost, member.draft.known) for member in ready.members]
+    if ready.kind == "pipeline" and all(found):
+        lines.append(f"all of it: ~{lasting(sum(one.seconds for one in found if one))} one after the other, disk "
+                     f"{estimates.size(sum(one.disk_bytes for one in found if one))}")
+    return [*lines, *([f"{', '.join(missing)}: {estimates.NOT_MEASURED}"] if missing else [])]
 
 
 def _need(ready: GroupDraft, key: str, label: str, any_end: bool) -> str:
@@ -45,6 +78,13 @@ def _need(ready: GroupDraft, key: str, label: str, any_end: bool) -> str:
 
 def _taken(member: Member) -> list[str]:
     return [f"{label}.{what}" for label, what in handover.references(member.draft.config or "")]
+
+
+def headline(ready: GroupDraft, member: Member) -> str:
+    """Above the log of one of several jobs."""
+    position = [one.label for one in ready.members].index(member.label) + 1
+    takes = f", takes {', '.join(taken)}" if (taken := _taken(member)) else ""
+    return f"--- {member.spec.name} ({position} of {len(ready.members)}{takes}) ---"
 
 
 def submitted(ready: GroupDraft, jobs: Sequence[Submitted], following: bool) -> str:

@@ -55,7 +55,8 @@ def draft_pipeline(index: Index, stage: Stage, request: Request, carry: bool) ->
         names = {drafts[label].spec.token: label for label in drafts} | {need.key: need.label for need in outer}
         check_carried(f"{entry.label} on {one.node.name}", needs, names, carry)
         check_references(one.config, needs)
-        members.append(Member(entry.label, replace(one, spec=spec), tuple(needs)))
+        given = entry.sets[len(entry.entry.set) + len(entry.entry.takes):]
+        members.append(Member(entry.label, replace(one, spec=spec), tuple(needs), given))
     notes = tuple(note for one in drafts.values() for note in one.notes)
     return GroupDraft(name, "pipeline", tuple(members), request.start, notes=notes)
 
@@ -77,7 +78,8 @@ def _of_entry(request: Request, entry: Entry, before: dict[str, Draft]) -> Reque
     if node == "any" and before:
         node = next(iter(before.values())).node.name
     return replace(
-        request, stage=entry.stage.name, config=entry.config, sets=entry.sets, name=None, after=(), node=node,
+        request, works=tuple((label, one.spec.cost.work) for label, one in before.items() if one.spec.cost),
+        stage=entry.stage.name, config=entry.config, sets=entry.sets, name=None, after=(), node=node,
         nodes=request.nodes if own.nodes is None else own.nodes,
         gpus=request.gpus if own.gpus is None else own.gpus,
         time_s=parse_duration(own.time) if own.time else request.time_s)

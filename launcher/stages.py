@@ -39,6 +39,7 @@ class Request:
     after: tuple[str, ...] = ()  # JOB or JOB:any
     sweeps: tuple[str, ...] = ()  # a.b=v1,v2
     parallel: int | None = None  # points of a sweep at a time
+    works: tuple[tuple[str, str], ...] = ()  # label -> Cost.work of the stages of a pipeline before this one
 
 
 @dataclass(frozen=True)

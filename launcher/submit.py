@@ -111,7 +111,7 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
     spec = replace(spec, resume=stages.expand(spec.resume, prepared["home"]), cost=cost,
                    config_digest=digest(config.encode()) if config is not None else None)
     return Draft(spec, node, code, config, bool(prepared.get("have_code")),
-                 script=prepared["slurm"]["script"] if spec.slurm else None, others=target.peers)
+                 script=prepared["slurm"]["script"] if spec.slurm else None, others=target.peers, known=known)
 
 
 def _first_that_can(request: stages.Request, resume: _Resume) -> Draft:

@@ -48,6 +48,17 @@ def age(seconds: float) -> str:
     return f"{int(seconds // 86400)} d"
 
 
+def lasting(seconds: float) -> str:
+    """`42 s`, `12 min`, `3 h 20 min`, `5 d 4 h`."""
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{round(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=2)
 
@@ -174,6 +185,9 @@ def _gpus(job: JobStatus, now: float) -> str:
 
 
 def _eta(job: JobStatus, now: float) -> str:
+    """How long it still takes; `~`: will take once it has begun, as others of its kind did."""
+    if job.state == "PENDING" and job.expected_s is not None:
+        return f"~{lasting(job.expected_s)}"
     return age(job.eta_s) if job.eta_s is not None and job.state == "RUNNING" else ""
 
 

@@ -22,6 +22,8 @@ def run(argv: Sequence[str]) -> int:
     options, command = _split(argv)
     args, words = _parser().parse_known_args(options)
     _refuse_loose(args.stage, words)
+    if args.calibrate:
+        _calibrate(args, command)
     with _interrupted("nothing was submitted"):
         ready = api.draft(_request(args, command), carry=args.follow)
     for note in ready.notes:
@@ -47,6 +49,14 @@ def _interrupted(what: str, hint: str | None = None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise Interrupted(f"\n{what}", hint=hint) from None
+
+
+def _calibrate(args, command: tuple[str, ...]) -> None:
+    if not args.dry_run:
+        raise Wrong("--calibrate goes with --dry-run: it measures, and submits nothing that stays")
+    from launcher.calibrate import calibrate
+
+    calibrate(_request(args, command), tell)
 
 
 def _group(ready: GroupDraft, args) -> int:
@@ -75,7 +85,7 @@ def _follow_member(ready: GroupDraft, member: Member) -> int:
         raise Interrupted(f"\n{member.spec.id} is not submitted yet; any launch command goes on with it",
                           hint=f"look: launch status\n  give it up: launch kill {ready.id}") from None
     if ready.kind != "job":
-        tell(f"--- {job.name} ---")
+        tell(group_sentences.headline(ready, member))
     return _follow(job.id)
 
 
@@ -142,6 +152,8 @@ def _parser():
     p.add_argument("--cwd", metavar="DIR",
                    help="a command runs in this directory of the node; nothing is copied")
     p.add_argument("--dry-run", action="store_true", help="say what would be run, and start nothing")
+    p.add_argument("--calibrate", action="store_true",
+                   help="with --dry-run: first run a few steps on the node, to say how long it will take")
     p.add_argument("--follow", action="store_true",
                    help="then print its log; the exit code is the job's fate")
     return p
