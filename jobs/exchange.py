@@ -54,11 +54,12 @@ class Exchange:
         """The scalars of one pass."""
         self._rows[row] = torch.stack([value.detach().float() for value in values])
 
-    def total(self, stop: bool, failed: bool) -> Totals:
-        """Sum over the ranks; afterwards the gradients are the mean over ranks and passes."""
+    def total(self, stop: bool, failed: bool, passes: int | None = None) -> Totals:
+        """Sum over the ranks; afterwards the gradients are the mean over ranks and the `passes` that were made (None:
+        all)."""
         self._buffer[-2], self._buffer[-1] = float(stop), float(failed)
         self._world.sum(self._buffer)
-        self._gradients /= self._world.size * self._passes
+        self._gradients /= self._world.size * (passes or self._passes)
         self._rows /= self._world.size
         norm = torch.linalg.vector_norm(self._gradients)
         numbers = torch.cat([norm[None], self._buffer[self._size:]]).tolist()  # the only wait for the device

@@ -28,16 +28,27 @@ class Plan:
     evaluate_every: int  # steps
     log_every: int  # steps
     loader_workers: int
-    lr_decay: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    lr_decay: Literal["cosine", "constant", "plateau"] = "cosine"  # after the warm-up
+    partial_update: bool = False  # what remains of `total` makes a last update of fewer passes
+    patience: int | None = None  # evaluations without a better best_metric, then the run is done
+    plateau_patience: int = 2  # the same, then the rate falls (lr_decay: plateau)
+    plateau_factor: float = 0.5
 
     @property
     def updates(self) -> int:
-        """Planned updates; what remains of `total` after them trains nothing."""
-        return self.total // self.accumulation
+        """Planned updates; without `partial_update` what remains of `total` after them trains nothing."""
+        return -(-self.total // self.accumulation) if self.partial_update else self.total // self.accumulation
 
-    def lr_of(self, update: int) -> float:
-        if self.lr_decay == "constant" and update >= self.warmup:
-            return self.lr
+    @property
+    def decided_by_validation(self) -> bool:
+        """Whether the course of the run depends on its evaluations: then each has a checkpoint, and a resume
+        catches up on the one it was killed in."""
+        return self.patience is not None or self.lr_decay == "plateau"
+
+    def lr_of(self, update: int, drops: int = 0) -> float:
+        """Of the `update`-th applied update (from 0), after `drops` falls on a plateau."""
+        if self.lr_decay != "cosine" and update >= self.warmup:
+            return self.lr * self.plateau_factor ** drops
         return cosine_lr(update, self.updates, self.warmup, self.lr)
 
     def due(self, every: int, before: int, now: int) -> bool:

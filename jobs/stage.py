@@ -3,12 +3,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from jobs.loader import Source
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How fast a parameter learns; None: as the plan says. A rate of its own follows the same schedule."""
+
+    lr: float | None = None
+    weight_decay: float | None = None
 
 
 class Stage(ABC):
@@ -22,6 +31,8 @@ class Stage(ABC):
     name: str
     source: Source
     modules: dict[str, nn.Module]  # what a checkpoint holds; trained is what requires a gradient
+    frozen: dict[str, nn.Module] = {}  # what is used, not trained, and in no checkpoint: it must get no gradient
+    watches_gradients = False  # end the run when a trained tensor gets no gradient (jobs.guards)
     files: dict[str, str] = {}  # module -> its own file of a checkpoint, without ending; default: model
     attachments: Path | None = None  # a directory whose files are linked into each checkpoint
     scalars: tuple[str, ...] = ()  # what `loss` reports besides the loss, always all of them
@@ -48,6 +59,16 @@ class Stage(ABC):
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether weight decay applies."""
         return parameter.dim() >= 2
+
+    def learning(self, name: str, parameter: nn.Parameter) -> Learning:
+        """The rate and weight decay of a parameter; `name` begins with its module's."""
+        decayed = self.decays(name.split(".", 1)[1], parameter)
+        return Learning(weight_decay=None if decayed else 0.0)
+
+    def finished(self, found: dict[str, float]) -> str | None:
+        """Why the run is done after this evaluation, before its last step, or None. Asked when the plan has a
+        `patience`."""
+        return None
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         """Scalars to log, from the loss and scalars averaged over the ranks."""

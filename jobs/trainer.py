@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from cluster.contract import write_atomically
 from jobs import checkpoint
 from jobs.exchange import Exchange, Totals
+from jobs.guards import GradientWatch
 from jobs.loader import Order, batches
 from jobs.metrics import Metrics, Pace, duration
-from jobs.runtime import Job, JobError, NonFinite, StopFlag
+from jobs.optimizer import make_optimizer, set_lr
+from jobs.runtime import AgreedError, Job, JobError, NonFinite, StopFlag
 from jobs.schedule import Plan
 from jobs.stage import Stage
 from jobs.world import World, mixed_seed
@@ -44,6 +45,10 @@ class Progress:
     applied: int = 0  # updates
     skipped: int = 0  # updates
     skipped_in_a_row: int = 0
+    evaluated: int = -1  # the step of the last evaluation; it and what follows count when validation decides
+    best: float | None = None  # of best_metric
+    stale: int = 0  # evaluations since that
+    drops: int = 0  # of the learning rate, on a plateau
 
 
 class Trainer:
@@ -57,7 +62,8 @@ class Trainer:
         self._order = Order(len(stage.source), plan.batch_per_rank, world, plan.seed)
         self._named = {f"{module}.{name}": parameter for module, owner in stage.modules.items()
                        for name, parameter in owner.named_parameters() if parameter.requires_grad}
-        self._optimizer = self._make_optimizer()
+        self._optimizer = world.all_or_none(lambda: make_optimizer(stage, self._named, plan))
+        self._watch = GradientWatch(self._named, _frozen(stage)) if stage.watches_gradients else None
         self._exchange = Exchange(list(self._named.values()), plan.accumulation, 1 + len(stage.scalars),
                                   world)
         self._writer = (checkpoint.Writer(job, plan.keep_last, self._on_saved, stage.attachments)
@@ -66,6 +72,7 @@ class Trainer:
         self._said = -math.inf
         self._saved_step = -1
         self._evaluation: dict[str, float] = {}
+        self._ended: str | None = None  # why validation ended the run before its last step
 
     def run(self) -> bool:
         """Train to the end, or to the agreed stop. Returns whether the end was reached.
@@ -74,7 +81,7 @@ class Trainer:
         and WriteFailed.
         """
         resumed = self._begin()
-        if not self._agreed_stop() and (resumed or self._evaluate()) and self._train() and self._finish():
+        if not self._agreed_stop() and self._evaluate_first(resumed) and self._train() and self._finish():
             return True
         self._end_early()
         return False
@@ -127,11 +134,23 @@ class Trainer:
         except FileNotFoundError:
             return True
 
+    def _evaluate_first(self, resumed: bool) -> bool:
+        """Before the first step; after a resume only what the killed attempt had still to ask its validation."""
+        plan, progress = self.plan, self.progress
+        if not resumed:
+            return self._evaluate()
+        if not plan.decided_by_validation or not plan.due(plan.evaluate_every, progress.evaluated, progress.step):
+            return True
+        self._save()  # so that the best one is a checkpoint of this attempt
+        return self._evaluate()
+
     def _finish(self) -> bool:
         """The last checkpoint, evaluation, artifacts and report. False when asked to stop before they were
         complete."""
         self._save()
-        if not self._evaluate():
+        if self._ended:
+            self.metrics.say(f"ended at step {self.progress.step} of {self.plan.total}: {self._ended}")
+        elif not self._evaluate():
             return False
         if self._writer:
             ours = not self.job.superseded
@@ -147,8 +166,8 @@ class Trainer:
 
     def _report(self) -> None:
         progress, plan = self.progress, self.plan
-        lr = plan.lr_of(max(0, progress.applied - 1))
-        report = {**asdict(progress), "total": plan.total, "updates": plan.updates, "lr_end": lr,
+        lr = plan.lr_of(max(0, progress.applied - 1), progress.drops)
+        report = {**asdict(progress), "total": plan.total, "updates": plan.updates, "lr_end": lr, "ended": self._ended,
                   "identity": self.stage.identity, "provenance": self.stage.provenance,
                   "metrics": self._evaluation}
         write_atomically(self.job.run.artifacts / REPORT, json.dumps(report, indent=1).encode())
@@ -172,7 +191,7 @@ class Trainer:
         plan, stop = self.plan, False
         source = batches(self.stage.source, self._order, self.progress.step, plan.total, plan.loader_workers,
                          pin=self.world.device.type == "cuda")
-        while self.progress.step < plan.total and not stop:
+        while self.progress.step < plan.total and not stop and not self._ended:
             before = self.progress.step
             stop = self._update(source)
             now = self.progress.step
@@ -180,9 +199,10 @@ class Trainer:
                 self._writer.poll()
             if now == plan.total:
                 return True
-            if not stop and plan.due(plan.checkpoint_every, before, now):
+            evaluate = plan.due(plan.evaluate_every, before, now)
+            if not stop and (plan.due(plan.checkpoint_every, before, now) or evaluate and plan.decided_by_validation):
                 self._save()
-            if not stop and plan.due(plan.evaluate_every, before, now):
+            if not stop and evaluate:
                 stop = not self._evaluate()
         return not stop
 
@@ -201,11 +221,12 @@ class Trainer:
                 break
             names += self.stage.names(batch)
             self._exchange.put(row, self._pass(batch, first + row))
-        totals = self._exchange.total(self._stop.asked, error is not None)
+        totals = self._exchange.total(self._stop.asked, error is not None, passes)
         if totals.failed:
             self.world.agree(error)
         self.progress.step += passes
-        problem = self._apply(totals) if passes == self.plan.accumulation else None
+        whole = passes == self.plan.accumulation or self.plan.partial_update
+        problem = self._apply(totals, passes) if whole else None
         self._pace.add(passes, time.monotonic() - began)
         self._log(first, passes, totals)
         if problem:
@@ -219,27 +240,34 @@ class Trainer:
         loss.backward()
         return [loss, *(scalars[name] for name in self.stage.scalars)]
 
-    def _apply(self, totals: Totals) -> str | None:
+    def _apply(self, totals: Totals, passes: int) -> str | None:
         """Take the step of the optimizer, or say why not."""
         plan, progress = self.plan, self.progress
         limit = plan.grad_clip * plan.allowed_gradnorm_factor
-        losses = [row[0] for row in totals.rows]
+        losses = [row[0] for row in totals.rows[:passes]]
         if not math.isfinite(totals.norm) or not all(map(math.isfinite, losses)):
             problem = f"loss {losses[-1]} and gradient norm {totals.norm} are not both finite"
         elif totals.norm > limit:
             problem = f"gradient norm {totals.norm:.3g} > {limit:.3g} (grad_clip x allowed_gradnorm_factor)"
         else:
             self._exchange.clip(totals.norm, plan.grad_clip)
-            for group in self._optimizer.param_groups:
-                group["lr"] = plan.lr_of(progress.applied)
+            set_lr(self._optimizer, plan.lr_of(progress.applied, progress.drops))
             self._optimizer.step()
             progress.applied += 1
             progress.skipped_in_a_row = 0
+            self._see_gradients()
             self.stage.after_update(progress.applied)
             return None
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         return problem
+
+    def _see_gradients(self) -> None:
+        try:
+            if self._watch:
+                self._watch.see()
+        except JobError as error:  # the gradients are the same on every rank, and so is the verdict
+            raise AgreedError(error) from None
 
     def _log_skip(self, problem: str, names: list[str]) -> None:
         """Name the samples; end the run when it is stuck."""
@@ -263,7 +291,7 @@ class Trainer:
                 continue
             means = dict(zip(("loss", *self.stage.scalars), totals.rows[row]))
             line = self.stage.summary(means) | {
-                "lr": plan.lr_of(max(0, progress.applied - 1)), "applied": progress.applied,
+                "lr": plan.lr_of(max(0, progress.applied - 1), progress.drops), "applied": progress.applied,
                 "epoch": self._order.epoch(step), "samples": step * self.world.size * plan.batch_per_rank}
             if step == last:
                 line |= {"grad_norm": totals.norm, **self._pace.values(step)}
@@ -300,9 +328,26 @@ class Trainer:
         self.metrics.say(f"evaluation at step {step} ({duration(time.monotonic() - began)}): "
                          + "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
         best = found.get(self.stage.best_metric or "", math.nan)
+        self._decide(step, found, best)
         if self._writer and step == self._saved_step and math.isfinite(best):
             self._writer.mark_best(step, str(self.stage.best_metric), best)
         return True
+
+    def _decide(self, step: int, found: dict[str, float], value: float) -> None:
+        """Count the evaluations without a better value: the rate falls, or the run is done."""
+        plan, progress = self.plan, self.progress
+        progress.evaluated = step
+        if not plan.decided_by_validation:
+            return
+        if math.isfinite(value) and (progress.best is None or value > progress.best):
+            progress.best, progress.stale = value, 0
+        else:
+            progress.stale += 1
+            progress.drops += plan.lr_decay == "plateau" and progress.stale % plan.plateau_patience == 0
+        if plan.patience is not None and step < plan.total:
+            self._ended = self.stage.finished(found)
+            if self._ended is None and progress.stale >= plan.patience:
+                self._ended = f"{self.stage.best_metric} was no better in {progress.stale} evaluations"
 
     def _save(self) -> None:
         if self._saved_step == self.progress.step:
@@ -342,24 +387,13 @@ class Trainer:
                 "accumulation": plan.accumulation, "seed": plan.seed,
                 "precision": plan.precision, "torch": torch.__version__, **self.stage.provenance}
 
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        """AdamW with its state made now, so that a checkpoint always has the same tensors."""
-        decays = {name: self.stage.decays(name.split(".", 1)[1], parameter)
-                  for name, parameter in self._named.items()}
-        groups = [{"params": [p for name, p in self._named.items() if decays[name] is decayed],
-                   "weight_decay": self.plan.weight_decay if decayed else 0.0} for decayed in (True, False)]
-        groups = [group for group in groups if group["params"]]
-        optimizer = torch.optim.AdamW(groups, lr=self.plan.lr, betas=self.plan.betas, fused=True)
-        for parameter in self._named.values():
-            optimizer.state[parameter] = _fresh_moments(parameter)
-        return optimizer
-
     def _agreed_stop(self) -> bool:
         return self.world.any(self._stop.asked)
 
 
-def _fresh_moments(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-    return {"step": torch.zeros((), device=parameter.device), "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter)}
-
-
+def _frozen(stage: Stage) -> dict[str, torch.nn.Parameter]:
+    """Everything that must get no gradient: what a stage calls frozen, and what of its modules is."""
+    found = {f"{module}.{name}": parameter for module, owner in stage.frozen.items()
+             for name, parameter in owner.named_parameters()}
+    return found | {f"{module}.{name}": parameter for module, owner in stage.modules.items()
+                    for name, parameter in owner.named_parameters() if not parameter.requires_grad}
