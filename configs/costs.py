@@ -18,7 +18,7 @@ from configs.load import Resolved
 _NO_MATTER = re.compile(
     r"(.*\.)?(max_steps|every_steps|max_samples|seed|on_bad|background|log_every_steps|max_consecutive_skips)"
     r"|training\.(optimizer|schedule)\..*|(checkpoint|wandb|quality|matte|sources|fit)\..*"
-    r"|mode|val_share|turntable_frames")
+    r"|mode|val_share|turntable_frames|init_from")
 _WEIGHTS = re.compile(r"(.*\.)?(checkpoint|pretrained)")  # paths that say how large a network is
 _REFERENCE = re.compile(r"\$\{([^{}.]+)\.([^{}]+)\}")
 _UPDATES, _FEWEST = 6, 12  # of a calibration: the first of them are slower
