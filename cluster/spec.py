@@ -133,6 +133,7 @@ class JobSpec:
     group: Group | None = None
     gpus: int = 0  # on each node
     gpu_choice: tuple[int, ...] | None = None  # indices the node's entry in cluster.yaml allows; None: all
+    gpu_share: bool = False  # its one GPU may be that of other jobs which share too
     procs: int = 1  # ranks on each node when gpus is 0
     time_s: float | None = None  # SLURM: of one allocation, the job goes on in the next; elsewhere: of the job
     grace_s: float | None = None  # None: max(60, 3x the last measured save)
@@ -141,8 +142,8 @@ class JobSpec:
     restart: RestartPolicy = RestartPolicy()
     progress: dict[str, str] = field(default_factory=dict)  # name -> regular expression with one group
     share: Literal["private", "group"] = "private"
-    code: CodeRef = CodeRef()
     cost: Cost | None = None  # None: nobody can say
+    code: CodeRef = CodeRef()
     config_digest: str | None = None
     submitted_at: float = 0.0  # unix seconds
     submitted_by: str = ""  # user@host
@@ -163,6 +164,10 @@ class JobSpec:
     def world(self) -> int:
         """Ranks on all nodes together."""
         return self.ranks * self.nodes
+
+    def host(self, node: int) -> str:
+        """What cluster.yaml calls its node `node`."""
+        return self.hosts[node] if self.hosts else self.node
 
     def token_on(self, node: int) -> str:
         """LAUNCH_TOKEN of the processes on node `node`: what is left there is ended without those of the others."""

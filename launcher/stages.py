@@ -28,6 +28,8 @@ class Request:
     node: str = "local"  # a node, a cluster, cluster:partition, N1,N2,…, any
     nodes: int | None = None  # machines that are one torchrun world
     gpus: int | None = None  # on each node
+    share: bool = False  # one GPU, with other jobs that share it
+    no_wait: bool = False  # refuse rather than wait
     config: str | None = None
     sets: tuple[str, ...] = ()
     name: str | None = None
@@ -71,6 +73,8 @@ def check_request(request: Request) -> None:
         raise Wrong("--resume belongs to a stage, whose file says how; a command is run as it stands")
     if request.stage and request.cwd:
         raise Wrong("--cwd belongs to a command; a stage runs in its own copy of the code")
+    if request.no_wait and (request.after or request.sweeps or "," in request.node):
+        raise Wrong("--no-wait is for one job on one machine, and --after, --sweep and --node N1,N2 wait for others")
     for text in (*request.argv, request.name or "", request.cwd or "", *request.sets):
         if "\0" in text or not _is_text(text):
             raise Wrong(f"{text!r} is not UTF-8 text")
@@ -88,7 +92,7 @@ def _plan_command(request: Request, node: Node) -> Plan:
     inside = None if tree is None or tree == request.start else request.start.relative_to(tree).as_posix()
     spec = JobSpec(
         id="", token="", stage=COMMAND, kind="command", argv=request.argv, node=node.name,
-        env=dict(node.env_vars), cwd=request.cwd or inside, gpus=request.gpus or 0,
+        env=dict(node.env_vars), cwd=request.cwd or inside, gpus=request.gpus or 0, gpu_share=request.share,
         nodes=request.nodes or 1, slurm=_slurm(node, {}),
         restart=RestartPolicy(request.max_restarts or 0))
     return Plan(_common(spec, request, node), tree=tree)
@@ -101,15 +105,13 @@ def _plan_stage(request: Request, node: Node) -> Plan:
     stage = _stage_named(request.stage or "", request.start)
     run = load_run(stage, request.config, list(request.sets), request.start)
     wanted, retry = run.resources, stage.spec.restart
-    if wanted.gpus == "shared" and request.gpus is None:
-        raise Wrong("`gpus: shared` cannot be given by this version of launch", str(stage.source),
-                    "give a number, or submit with --gpus N")
-    gpus = request.gpus if request.gpus is not None else int(wanted.gpus)
+    share = request.share or wanted.gpus == "shared" and request.gpus is None
+    gpus = request.gpus if request.gpus is not None else 1 if wanted.gpus == "shared" else wanted.gpus
     retries = retry.max_restarts if request.max_restarts is None else request.max_restarts
     spec = JobSpec(
         id="", token="", stage=stage.name, kind=stage.spec.kind, argv=stage.spec.argv, node=node.name,
         pass_config=stage.spec.passes_config, env={**node.env_vars, **stage.spec.env},
-        secrets=stage.spec.secrets, gpus=gpus, procs=wanted.procs,
+        secrets=stage.spec.secrets, gpus=gpus, gpu_share=share, procs=wanted.procs,
         nodes=request.nodes or wanted.nodes, slurm=_slurm(node, wanted.sbatch),
         time_s=parse_duration(wanted.time) if wanted.time else None,
         grace_s=stage.spec.grace_s, resume_rule=_resume_rule(stage),

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 ANY_S = 5.0  # `--node any`: who has not answered by then is passed over
 PEERS_S = 30.0
 AT_ONCE_S = 60.0  # clocks differ, and SLURM looks at its queue now and then
-FREE_MB = 512  # a GPU with more than this in use is somebody's
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that is mistaken for something else
 
 
@@ -40,6 +39,7 @@ class Draft:
     script: str | None = None  # what sbatch would be given
     notes: tuple[str, ...] = ()  # for the person: which nodes were passed over, and why
     others: tuple[Node, ...] = ()  # the other machines of the same job
+    no_wait: bool = False
     known: estimates.Known = estimates.Known(None, 0.0)  # of jobs like it
 
     @property
@@ -70,7 +70,8 @@ def draft(index: Index, request: stages.Request) -> Draft:
     resume = _resume_of(index, request)
     if request.node == targets.ANY:
         return _first_that_can(request, resume)
-    return _draft_on(targets.resolve(request.node, request.start), request, resume, _Trees())
+    ready = _draft_on(targets.resolve(request.node, request.start), request, resume, _Trees(), request.no_wait)
+    return replace(ready, no_wait=request.no_wait)
 
 
 def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, trees: _Trees,
@@ -93,7 +94,8 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
     prepared = reconcile.backend_of(node).prepare(
         code_digest=code.code.digest if code else None,
         stat=[*paths.asked(), *map(str, here.values()), *absolute],
-        python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=spec if spec.slurm else None, busy=now,
+        python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=spec if spec.slurm else None,
+        busy=("shared" if spec.gpu_share else "alone") if now else "",
         cost=estimates.question(plan, volume, paths))
     for option, place in here.items():
         stages.check_seen(option, place, prepared["stats"], node)
@@ -136,7 +138,7 @@ def send(index: Index, ready: Draft) -> Submitted:
     Raises Unreachable when twice no answer came; the next command finds out what became of it.
     """
     spec = ready.spec
-    index.add_intent(Intent(spec.token, spec.id, spec.name, ready.node.name, ready.node.workdir, os.getpid(),
+    index.add_intent(Intent(spec.token, spec.id, spec.name, ready.node.name, ready.node.workdir, clients.me(),
                             time.time()))
     try:
         answer = _ask_twice(ready)
@@ -162,7 +164,7 @@ def _ask_twice(ready: Draft) -> dict[str, Any]:
 def _ask(ready: Draft) -> dict[str, Any]:
     backend = reconcile.backend_of(ready.node)
     with packed(None if ready.have_code else ready.code) as payload:
-        answer = backend.submit(ready.spec, ready.config, secret_values(ready.spec), payload)
+        answer = backend.submit(ready.spec, ready.config, secret_values(ready.spec), payload, ready.no_wait)
     try:
         team.join(ready.others, answer["run_dir"])
     except (ClusterError, LaunchError):  # all of them take part or none
@@ -254,11 +256,16 @@ def _check_now(spec: JobSpec, prepared: dict[str, Any], node: Node) -> None:
             when = "SLURM does not say when it would start" if starts is None else f"it would start in {_age(starts)}"
             raise Refused(when, node.name)
         return
-    free = [gpu for gpu in _allowed(spec, prepared)
-            if gpu["used_mb"] < FREE_MB and gpu["uuid"] not in prepared["busy"]]
-    if spec.gpus > len(free):
-        raise Refused(f"{len(free) or 'none'} of its {len(_allowed(spec, prepared))} GPUs "
-                      f"{'is' if len(free) < 2 else 'are'} free, {spec.gpus} asked for", node.name)
+    if not spec.gpus:
+        return
+    there = _allowed(spec, prepared)
+    busy = prepared["busy"]
+    taken = [f"GPU {gpu['index']}: {busy[gpu['uuid']]}" for gpu in there if gpu["uuid"] in busy]
+    if (free := len(there) - len(taken)) < spec.gpus:
+        raise Refused(f"{free or 'none'} of its {len(there)} GPUs {'is' if free < 2 else 'are'} free, "
+                      f"{spec.gpus} asked for; {'; '.join(taken)}", node.name)
+    if prepared["line"]:
+        raise Refused(f"others come first: {'; '.join(prepared['line'])}", node.name)
 
 
 def _allowed(spec: JobSpec, prepared: dict[str, Any]) -> list[dict[str, Any]]:

@@ -22,10 +22,11 @@ class Backend(Protocol):
 
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
                 python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
-                busy: bool = False, cost: Mapping[str, Any] | None = None) -> Answer:
+                busy: str = "", cost: Mapping[str, Any] | None = None) -> Answer:
         """Whether the node could take a job, and what it sees. Nothing is started.
 
-        `slurm`: a job that SLURM is to judge; raises what it refuses. `busy`: also which GPUs jobs have.
+        `slurm`: a job that SLURM is to judge; raises what it refuses. `busy`: also who
+        has the GPUs, for a job that is `alone` on its own or one that is `shared`.
         `cost`: {work, lists}: also what was measured of such work, and how many samples the lists name.
         """
 
@@ -36,11 +37,11 @@ class Backend(Protocol):
         """The command lines that a submit would run on the node. Pure."""
 
     def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
-               code: Payload = b"") -> Answer:
+               code: Payload = b"", no_wait: bool = False) -> Answer:
         """Start a job -> {id, run_dir, pid, attempt, slurm_id}. `code` is the packed snapshot when the node does
         not have it.
 
-        The same spec again (the same token) is the same job.
+        The same spec again (the same token) is the same job. `no_wait`: raises Refused when it could not begin now.
         """
 
     def submit_array(self, specs: Sequence[JobSpec], configs: Sequence[str | None],
@@ -81,6 +82,12 @@ class Backend(Protocol):
 
     def census(self) -> Answer:
         """Its GPUs and who uses them, disk, load and jobs: cluster/node/census.py."""
+
+    def survey(self, token: str) -> Answer:
+        """What `launch init` wants to know of it: cluster/node/survey.py."""
+
+    def sees(self, tokens: Mapping[str, str], forget: str | None = None) -> list[str]:
+        """Which of the files `tokens` (path -> content) are there too; `forget` is removed."""
 
     def processes(self) -> list[dict[str, Any]]:
         """What uses its GPUs, and what this user runs there and could adopt: cluster/node/census.py."""

@@ -21,7 +21,7 @@ class HostBackend:
 
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
                 python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
-                busy: bool = False, cost: Mapping[str, Any] | None = None) -> Answer:
+                busy: str = "", cost: Mapping[str, Any] | None = None) -> Answer:
         return self._shell.ask({
             "op": "prepare", "workdir": self.node.workdir, "code_digest": code_digest, "stat": list(stat),
             "cwd": cwd, "need_python": asdict(python or self.node.python),
@@ -40,9 +40,9 @@ class HostBackend:
         return [["torchrun", world, f"--nproc-per-node={spec.ranks}", "--max-restarts=0", "--no-python", "--", *argv]]
 
     def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
-               code: Payload = b"") -> Answer:
+               code: Payload = b"", no_wait: bool = False) -> Answer:
         return self._shell.ask({"op": "submit", "workdir": self.node.workdir, "spec": asdict(spec),
-                                "config": config, "secrets": dict(secrets)}, code)
+                                "config": config, "secrets": dict(secrets), "no_wait": no_wait}, code)
 
     def submit_array(self, specs: Sequence[JobSpec], configs: Sequence[str | None],
                      secrets: Mapping[str, str], parallel: int = 0, code: Payload = b"") -> list[Answer]:
@@ -87,6 +87,12 @@ class HostBackend:
 
     def census(self) -> Answer:
         return self._shell.ask({"op": "census", "workdir": self.node.workdir, "slurm": self.node.via == "slurm"})
+
+    def survey(self, token: str) -> Answer:
+        return self._shell.ask({"op": "survey", "workdir": self.node.workdir, "token": token})
+
+    def sees(self, tokens: Mapping[str, str], forget: str | None = None) -> list[str]:
+        return self._shell.ask({"op": "sees", "tokens": dict(tokens), "forget": forget})["seen"]
 
     def processes(self) -> list[dict[str, Any]]:
         return self._shell.ask({"op": "processes"})["processes"]

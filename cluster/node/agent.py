@@ -70,7 +70,7 @@ def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "have_code": bool(digest) and (workdir / ".launch" / "code" / str(digest)).is_dir(),
         "free_bytes": room.f_bavail * room.f_frsize, "free_inodes": room.f_favail,
         "stats": {path: _stat(path) for path in request.get("stat", ())},
-        "gpus": _gpus(), "busy": _busy(workdir) if request.get("busy") else [],
+        "gpus": _gpus(), **(_busy(request["busy"] == "shared") if request.get("busy") else {}),
         "slurm": _forecast(workdir, request), **_measured(workdir, request.get("cost")),
         "env_problem": _cwd_problem(request.get("cwd")) or _env_problem(request.get("need_python") or {}),
     }
@@ -138,11 +138,14 @@ def _measured(workdir: Path, asked: dict[str, Any] | None) -> dict[str, Any]:
             "counts": {path: measured.count(path) for path in asked["lists"]}}
 
 
-def _busy(workdir: Path) -> list[str]:
-    """UUIDs of the GPUs that jobs of this workdir have."""
-    from cluster.node import view
-    jobs = view.status({"workdir": str(workdir), "active_only": True}, None)["jobs"]
-    return [gpu for job in jobs for gpu in job["gpus"]]
+def _busy(shared: bool) -> dict[str, Any]:
+    """-> {busy: UUID -> who has that GPU, line: who waits for some}, in words for a person."""
+    from cluster.node import gpus, lease, leasing
+    from cluster.node.gpu_users import gpu_users
+    if not gpus.has_driver():
+        return {"busy": {}, "line": []}
+    return {"busy": leasing.in_the_way(gpus.list_gpus(), gpu_users(), shared),
+            "line": [one.told() for one in lease.tickets() if one.waits]}
 
 
 def _forecast(workdir: Path, request: dict[str, Any]) -> dict[str, Any] | None:

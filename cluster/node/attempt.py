@@ -22,6 +22,8 @@ from cluster.node.control import Restart, Stop
 from cluster.node.ending import Asked, Outcome
 from cluster.node.failure import Facts, Verdict
 from cluster.node.history import resumed_from
+from cluster.node.lease import Claim
+from cluster.node.leasing import Leasing
 from cluster.node.loop import Loop
 from cluster.node.place import Place
 from cluster.node.prepare import Prepared, prepare
@@ -42,9 +44,9 @@ GRACE_MIN_S = 60.0
 GRACE_SAVES = 3.0  # times the last measured save
 LEFTOVERS_S = 10.0  # what is left of a program that has ended well may end by itself for this long
 VERIFY_S = 300.0
-
-
 MEASURE_S = 30.0
+
+
 class Attempt:
     """`live` runs it to its end. The supervisor then decides what follows, records that and calls `close`.
 
@@ -66,9 +68,9 @@ class Attempt:
         self._early: list[Stop | Restart] = []  # asked before the journal was begun
         self._asked: Asked | None = None
         self._launched = False
+        self._launched_at = 0.0  # unix s
         self._gpus: tuple[str, ...] = ()
         self._peak_rss_mb = 0.0
-        self._launched_at = 0.0  # unix s
         self._waits = ""  # for what, in words for a person
         self._ended_first = False  # the program had ended by itself when the stop came
         self._by_force = False
@@ -154,9 +156,9 @@ class Attempt:
         self.beat()
         outcome = Outcome(exit_code=self._loop.exits.pop(root[0], None), survivors=tuple(one.pid for one in survivors))
         self._verify(outcome)
+        self._measure()
         self._look()  # SLURM tells everybody at once: the program may have heard it before its supervisor
         outcome.verdict = self._verdict(outcome, failure.oom_kills() - oom_before)
-        self._measure()
         return self._with_request(outcome)
 
     def _had_its_turn(self, by: str) -> bool:
@@ -169,6 +171,11 @@ class Attempt:
     def _hold(self) -> Verdict | None:
         """Until the jobs it waits for have ended and its turn has come -> why it will never begin, or None."""
         waiting = Waiting(self.run, self.spec, self._aside)
+        self._wait_out(waiting)
+        return None if self._early else waiting.verdict
+
+    def _wait_out(self, waiting: Waiting | Leasing) -> None:
+        """Until it is over, or somebody ends the waiting."""
         with self._place.untimed():
             while not waiting.over and not self._early:
                 waiting.step()
@@ -179,13 +186,27 @@ class Attempt:
                     self._wait(min(LOOK_S, waiting.pause_s))
         waiting.close()
         self._waits, self.begun_at = "", time.monotonic()
-        return None if self._early else waiting.verdict
+
+    def _lease_gpus(self) -> str:
+        """Have the GPUs it asks for, whoever has them now -> why it never will. SLURM gives its own."""
+        if self.spec.gpus and self.spec.slurm is None and self._place.lease is None:
+            leasing = Leasing(Claim.of(self.spec), self.spec.host(self.dir.node), self._aside)
+            self._wait_out(leasing)
+            self._place.lease = leasing.lease
+            if leasing.problem:
+                return leasing.problem
+        if self._place.lease:
+            self._gpus = self._place.lease.uuids
+            self.beat()
+        return ""
 
     def _prepare(self, code_digest: str | None) -> Prepared:
         self._look()  # it may have been killed while it waited for its turn
-        if self._early:
-            return self._unprepared()
-        aside = self._aside(prepare, str(self.run.path), self.dir.number, self.spec, code_digest, self.seat)
+        problem = "" if self._early else self._lease_gpus()
+        if self._early or problem:
+            return self._unprepared(problem or None)
+        aside = self._aside(prepare, str(self.run.path), self.dir.number, self.spec, code_digest, self.seat,
+                            self._place.lease.gpus if self._place.lease else ())
         while not aside.done() and not self._early:
             self._wait(LOOK_S)
         if not aside.done():
@@ -207,6 +228,7 @@ class Attempt:
         name = self.dir.agent if self.spec.kind == "torchrun" else str(self.dir.node * self.spec.ranks)
         pid = rank.start(name, str(self.dir.path), prepared.cwd, list(prepared.command), prepared.env or {})
         self._loop.adopt(pid)
+        self.helpers.discard(pid)  # one that has ended may have had this pid
         born = read_process(pid)
         self._launched, self._launched_at = True, time.time()
         self.watch = Watch(self.dir, self.spec.progress)
@@ -228,7 +250,6 @@ class Attempt:
         except OSError as error:
             self.says.note(f"env.json is missing: {prepared.python}: {error.strerror}")
             return
-        self.helpers.discard(pid)  # one that has ended may have had this pid
         self._loop.adopt(pid)
         self.helpers.add(pid)
         with contextlib.suppress(ProcessLookupError):
@@ -306,6 +327,8 @@ class Attempt:
             self.watch.update()
         if now >= self._next_beat:
             self._sample_memory()
+            for text in self._place.keep_lease() if self.says.begun else ():
+                self.says.note(text)
             self.beat()
 
     def _sample_memory(self) -> None:

@@ -11,7 +11,6 @@ from cluster.errors import NodeFailure, Unusable
 
 NVIDIA_SMI_S = 20.0  # the first question after boot loads the driver
 _QUERY = "--query-gpu=index,uuid,memory.total,memory.used,driver_version,name"
-_QUERY_APPS = "--query-compute-apps=gpu_uuid,pid,used_memory,process_name"
 _SAME_MB = 512  # GPUs whose used memory differs by less are equally free
 
 
@@ -54,17 +53,20 @@ def list_gpus(timeout_s: float = NVIDIA_SMI_S) -> list[Gpu]:
 
 
 def choose(gpus: Sequence[Gpu], wanted: int, allowed: Sequence[int] | None) -> tuple[Gpu, ...]:
-    """Which GPUs a job gets: the ones with the least memory in use, lowest index first.
-
-    Claims of other jobs and other people's processes will be looked at here. Raises Unusable when there are too few.
+    """Of these GPUs the ones with the least memory in use, lowest index first. Raises Unusable when there are too few.
     """
-    usable = [gpu for gpu in gpus if allowed is None or gpu.index in allowed]
-    if len(usable) < wanted:
-        of = "" if allowed is None else f" (of the indices {sorted(allowed)} that cluster.yaml allows)"
-        raise Unusable(f"the job asks for {wanted} GPU{'s' * (wanted > 1)}, this node has {len(usable)}{of}",
-                       hint="choose another node, or fewer GPUs with --gpus")
-    by_use = sorted(usable, key=lambda gpu: (gpu.used_mb // _SAME_MB, gpu.index))
+    by_use = sorted(usable(gpus, wanted, allowed), key=lambda gpu: (gpu.used_mb // _SAME_MB, gpu.index))
     return tuple(sorted(by_use[:wanted], key=lambda gpu: gpu.index))
+
+
+def usable(gpus: Sequence[Gpu], wanted: int, allowed: Sequence[int] | None) -> list[Gpu]:
+    """Those that the job may have at all, free or not. Raises Unusable when they can never be enough."""
+    found = [gpu for gpu in gpus if allowed is None or gpu.index in allowed]
+    if len(found) < wanted:
+        of = "" if allowed is None else f" (of the indices {sorted(allowed)} that cluster.yaml allows)"
+        raise Unusable(f"the job asks for {wanted} GPU{'s' * (wanted > 1)}, this node has {len(found)}{of}",
+                       hint="choose another node, or fewer GPUs with --gpus")
+    return found
 
 
 def allocated(gpus: Sequence[Gpu], wanted: int, env: Mapping[str, str]) -> tuple[Gpu, ...]:
@@ -94,21 +96,18 @@ def granted(env: Mapping[str, str]) -> list[int]:
 
 
 def in_use(chosen: Sequence[Gpu], timeout_s: float = NVIDIA_SMI_S) -> list[str]:
-    """What computes on these GPUs, in words for a person: before a job starts, that is somebody else's."""
-    program = shutil.which("nvidia-smi")
-    if program is None or not chosen:
+    """Who computes on these GPUs, in words for a person: before a job starts, that is somebody else."""
+    if not chosen:
         return []
-    import subprocess
+    from cluster.node.gpu_users import gpu_users
 
     try:
-        done = subprocess.run([program, _QUERY_APPS, "--format=csv,noheader,nounits"], stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, timeout=timeout_s)
-    except (OSError, subprocess.TimeoutExpired):
+        users = gpu_users(timeout_s)
+    except NodeFailure:
         return []
     numbers = {gpu.uuid: gpu.index for gpu in chosen}
-    rows = ([field.strip() for field in line.split(",", 3)] for line in done.stdout.splitlines())
-    return [f"process {row[1]} ({row[3]}) uses {row[2]} MB of GPU {numbers[row[0]]}, which SLURM gave to this job"
-            for row in rows if len(row) == 4 and row[0] in numbers]
+    return [f"{one.told()} uses GPU {numbers[one.uuid]}, which SLURM gave to this job"
+            for one in users if one.uuid in numbers]
 
 
 def used_mb(uuids: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.contract import RunDir
 from cluster.events import TERMINATED
 from cluster.node.control import Control, Restart, Stop
+from cluster.node.lease import Claim, Lease
 from cluster.node.loop import Loop
 from cluster.spec import JobSpec
 
@@ -24,12 +25,28 @@ class Place:
     def __init__(self, run: RunDir, loop: Loop) -> None:
         self.control = Control(run)
         self.helpers: set[int] = set()  # children of the supervisor that are neither the job nor of one attempt
+        self.lease: Lease | None = None  # from the first attempt to the last, unless the job is to have other GPUs
         self._run, self._loop = run, loop
         self._ends_at: float | None = None  # time.monotonic
+        self._lost: set[int] = set()  # GPUs, by index, whose lock another job has
 
     def begin(self, spec: JobSpec, save_s: float | None) -> None:
         """A person started or restarted the job, its limit begins anew; `save_s`: of its last measured save."""
         self._ends_at = None if spec.time_s is None else time.monotonic() + spec.time_s
+        if self.lease and not self.lease.fits(Claim.of(spec)):
+            self.release()
+
+    def keep_lease(self) -> list[str]:
+        """-> what has happened to it, each once."""
+        lost = set(self.lease.keep()) - self._lost if self.lease else set()
+        self._lost |= lost
+        return [f"the lock of GPU {index} was removed from /dev/shm; another job has it now" for index in sorted(lost)]
+
+    def release(self) -> None:
+        """Give the GPUs back."""
+        if self.lease:
+            self.lease.close()
+        self.lease = None
 
     def requests(self, number: int) -> list[Stop | Restart]:
         """What was asked of attempt `number` since the last question. Never blocks."""

@@ -40,8 +40,9 @@ class Prepared:
 
 
 def prepare(run_dir: str, number: int, spec: JobSpec, code_digest: str | None = None,
-            seat: Seat | None = None) -> dict[str, Any]:
-    """Everything attempt `number` needs, as JSON; see Prepared. `code_digest` replaces the job's code first.
+            seat: Seat | None = None, leased: tuple[gpus.Gpu, ...] = ()) -> dict[str, Any]:
+    """Everything attempt `number` needs, as JSON; see Prepared. `code_digest` replaces the job's code first; `leased`:
+    the GPUs it has outside of SLURM.
 
     With several nodes each prepares its own part; what is resumed from, node 0 decides.
     """
@@ -50,7 +51,7 @@ def prepare(run_dir: str, number: int, spec: JobSpec, code_digest: str | None = 
     found = () if node else tuple(path.name for path in resume.counting_checkpoints(run, number))
     try:
         control.install_code(run, code_digest)
-        return asdict(_prepare(run, run.attempt(number, node), spec, found, seat))
+        return asdict(_prepare(run, run.attempt(number, node), spec, found, seat, leased))
     except ClusterError as error:
         return asdict(Prepared(problem=str(error), found=found))
     except OSError as error:
@@ -58,15 +59,16 @@ def prepare(run_dir: str, number: int, spec: JobSpec, code_digest: str | None = 
         return asdict(Prepared(problem=f"{what}\n  {hint}" if hint else what, found=found))
 
 
-def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, ...], seat: Seat | None) -> Prepared:
+def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, ...], seat: Seat | None,
+             leased: tuple[gpus.Gpu, ...]) -> Prepared:
     _check_expressions(spec)
     cwd = _directory(spec, run)
     # With the token already now: what hangs while it is activated is found by it, should the supervisor die.
     base = environment.activate(spec.python, environment.clean(os.environ) | {ENV_TOKEN: spec.token_on(attempt.node)})
     python = environment.python_of(spec.python, base)
-    chosen, has_gpus = _gpus(spec)
+    chosen, has_gpus = _gpus(spec) if spec.slurm is not None else (leased, bool(leased) or gpus.has_driver())
     uuids = tuple(gpu.uuid for gpu in chosen)
-    disturbed = gpus.in_use(chosen) if spec.slurm is not None else []  # elsewhere `choose` keeps away from others
+    disturbed = gpus.in_use(chosen) if spec.slurm is not None else []  # elsewhere a lease keeps away from others
     if seat and seat.node:
         taken, start = [], resume.Resume(seat.resume, seat.resume_step, tuple(seat.resume_args))
     else:
@@ -109,14 +111,11 @@ def _directory(spec: JobSpec, run: RunDir) -> str:
 
 
 def _gpus(spec: JobSpec) -> tuple[tuple[gpus.Gpu, ...], bool]:
-    """-> the job's GPUs, and whether CUDA_VISIBLE_DEVICES is to name them (or none) whatever it says now."""
-    if spec.slurm is not None:
-        found = gpus.allocated(gpus.list_gpus(), spec.gpus, os.environ) if spec.gpus else ()
-        none = not spec.gpus and not gpus.granted(os.environ) and gpus.has_driver()
-        return found, bool(found) or none
-    if spec.gpus == 0:
-        return (), gpus.has_driver()
-    return gpus.choose(gpus.list_gpus(), spec.gpus, spec.gpu_choice), True
+    """Of an allocation -> the job's GPUs, and whether CUDA_VISIBLE_DEVICES is to name them (or none) whatever it says
+    now."""
+    found = gpus.allocated(gpus.list_gpus(), spec.gpus, os.environ) if spec.gpus else ()
+    none = not spec.gpus and not gpus.granted(os.environ) and gpus.has_driver()
+    return found, bool(found) or none
 
 
 def _executable(name: str, cwd: str, env: dict[str, str]) -> None:

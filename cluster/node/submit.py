@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 from cluster.contract import AttemptDir, RunDir, rename_new, write_atomically
-from cluster.errors import NodeFailure, Unreachable, Unusable
-from cluster.events import AttemptEnded
+from cluster.errors import NodeFailure, Refused, Unreachable, Unusable
+from cluster.events import AttemptEnded, AttemptStarted
 from cluster.journal import read_journal
 from cluster.node import environment, process, worktree
 from cluster.node.agent import checked_workdir
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cluster.node.sbatch import Names
 
 START_S = 15.0  # how long a supervisor may take to its first heartbeat
+DECIDE_S = 90.0  # who is in the way of a job is known by then
 _POLL_S = 0.005
 _NAMES = 100  # ids tried when one is taken
 
@@ -35,6 +36,8 @@ _NAMES = 100  # ids tried when one is taken
 
 def submit(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
     """Make the run directory, start its supervisor and wait until that lives; or hand the job to SLURM.
+
+    With `no_wait` it is not taken, and who is in its way is said (Refused), when it could not begin at once.
 
     -> {id, run_dir, pid, attempt, slurm_id}
     """
@@ -62,6 +65,8 @@ def submit_array(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
                 _write(intent, made[-1].path.name)
                 specs[number] = dataclasses.replace(spec, id=made[-1].path.name)
                 _fill(made[-1], specs[number], request["configs"][number], snapshot)
+                if request.get("adopted"):
+                    write_atomically(made[-1].adopted, json.dumps(request["adopted"]).encode())
             if request.get("secrets"):
                 environment.write_secrets(workdir, request["secrets"])
             _begin(made, specs, request, [intent.fileno() for intent in intents])
@@ -88,12 +93,38 @@ def _begin_here(runs: list[RunDir], request: dict[str, Any]) -> None:
         for run in runs:
             start_supervisor(run, "submit", agent_of(request), 0)
             begun.append(run)
+        if request.get("no_wait"):
+            for run in runs:
+                _check_begins(run)
         undo.pop_all()
 
 
+def _check_begins(run: RunDir) -> None:
+    """Raises Refused: it waits, and says for what."""
+    deadline = time.monotonic() + DECIDE_S
+    while not _has_started(run.attempt(0)):
+        beat = process.read_heartbeat(run.attempt(0)) or {}
+        if beat.get("gpus"):
+            return
+        if waits := beat.get("waits"):
+            raise Refused(f"the job would have to wait: {waits}",
+                          hint="without --no-wait it does; --node any takes a node that can begin now")
+        if time.monotonic() > deadline:
+            raise NodeFailure(f"whether the job can begin is not known after {DECIDE_S:g} s",
+                              hint="the driver of the GPUs may hang: nvidia-smi on the node")
+        time.sleep(_POLL_S)
+
+
+def _has_started(attempt: AttemptDir) -> bool:
+    return any(isinstance(event, AttemptStarted | AttemptEnded) for event in read_journal(attempt.journal)[0])
+
+
 def _end_again(runs: list[RunDir]) -> None:
-    from cluster.node.kill import kill_all
+    from cluster.node.kill import kill_all, supervisor_of
     kill_all({"run_dirs": [str(run.path) for run in runs], "by": "launch", "now": True}, None)
+    deadline = time.monotonic() + START_S
+    while any(map(supervisor_of, runs)) and time.monotonic() < deadline:  # their directories are removed next
+        time.sleep(_POLL_S)
 
 
 def _undecided(spec: JobSpec, error: BaseException) -> bool:

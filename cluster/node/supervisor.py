@@ -128,6 +128,10 @@ class Supervisor:
             shutil.copyfile(self._run.config, new.config)
         if self._spec.nodes > 1:
             return self._led(number)
+        if number == 0 and self._run.adopted.exists():
+            from cluster.node.adopted import AdoptedAttempt  # most jobs are started here
+
+            return AdoptedAttempt(self._run, number, self._spec, self._loop, self._place, self._history.save_s)
         return Attempt(self._run, number, self._spec, self._loop, self._place, self._history.save_s)
 
     def _led(self, number: int) -> Attempt:
@@ -186,6 +190,8 @@ class Supervisor:
 
     def _end(self, attempt: Attempt, outcome: Outcome, following: Next) -> None:
         verdict = outcome.verdict
+        if following.what == "end":  # who hears that it has ended may take its GPUs
+            self._place.release()
         detail = "; ".join(text for text in (verdict.detail, following.why_end) if text)
         attempt.says.record(AttemptEnded(
             time.time(), verdict.reason, detail, outcome.exit_code, attempt.watch.now.step, outcome.checkpoint,

@@ -13,6 +13,7 @@ from launcher.groups import GroupDraft, Member
 from launcher.logs import Which
 from launcher.stages import Request
 
+SHARED = "shared"
 _CARRY_S = 2.0  # from one look at what a job that is not submitted yet waits for to the next
 _FINDS_OUT = "launch status finds out within a minute"
 _USAGE = "launch submit STAGE [options]\n       launch submit [options] -- CMD ARG..."
@@ -117,7 +118,8 @@ def _refuse_loose(stage: str | None, words: Sequence[str]) -> None:
 
 def _request(args, command: tuple[str, ...]) -> Request:
     return Request(
-        start=here(), stage=args.stage, argv=command, node=args.node, nodes=args.nodes, gpus=args.gpus,
+        start=here(), stage=args.stage, argv=command, node=args.node, nodes=args.nodes,
+        gpus=1 if args.gpus == SHARED else args.gpus, share=args.gpus == SHARED, no_wait=args.no_wait,
         config=args.config, after=tuple(args.after), sweeps=tuple(args.sweep), parallel=args.parallel,
         sets=tuple(args.set), name=args.name, resume=args.resume, max_restarts=args.max_restarts,
         time_s=seconds("--time", args.time), grace_s=seconds("--grace", args.grace), cwd=args.cwd)
@@ -133,8 +135,11 @@ def _parser():
                         "it now; default: local, this computer")
     p.add_argument("--nodes", type=positive, metavar="N",
                    help="machines of a SLURM cluster that are one torchrun world")
-    p.add_argument("--gpus", type=count, metavar="N",
-                   help="how many GPUs on each node; default: what the stage says, none for a command")
+    p.add_argument("--gpus", type=lambda text: text if text == SHARED else count(text), metavar="N|shared",
+                   help="how many GPUs on each node; shared: one, with other jobs that say so; default: what the stage "
+                        "says, none for a command")
+    p.add_argument("--no-wait", action="store_true",
+                   help="when its GPUs are taken, say by whom and exit with 4, instead of waiting for them")
     p.add_argument("--config", metavar="RUN", help="a run file by its name or path; default: the stage's own")
     p.add_argument("--set", action="append", default=[], metavar="A.B=V",
                    help="change the config; may stand several times")

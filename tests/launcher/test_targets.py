@@ -54,7 +54,7 @@ class FakeBackend:
     def prepare(self, **asked: Any) -> dict[str, Any]:
         if isinstance(self._prepare, Exception):
             raise self._prepare
-        return {"stats": {}, "home": "/home/me", "gpus": [], "busy": [], "have_code": False, "env_problem": None,
+        return {"stats": {}, "home": "/home/me", "gpus": [], "busy": {}, "line": [], "have_code": False, "env_problem": None,
                 "slurm": forecast(0.0), **(self._prepare or {})}
 
 
@@ -166,23 +166,31 @@ def chosen(project: Path, answers: dict[str, Any]) -> Callable[..., submit.Draft
 
 
 def test_any_is_the_first_node_of_the_file_that_can_take_it_now(chosen: Callable[..., submit.Draft]) -> None:
-    ready = chosen(gpu01={"gpus": gpus(9, 70000, 9), "busy": ["G2"]}, gpu02=Unreachable("no answer", "gpu02"),
+    ready = chosen(gpu01={"gpus": gpus(9, 70000, 9), "busy": {"G1": "kim pid 4242 python 71 GB since 14:02",
+                                                             "G2": "bob job phase1-x since 9:14"}}, gpu02=Unreachable("no answer", "gpu02"),
                    lab={"slurm": forecast(7200)}, far={"slurm": forecast(1)})
     assert (ready.node.name, ready.script) == ("far", "#!/bin/bash")
     assert ready.notes == (
-        "gpu01 cannot take it now: 1 of its 3 GPUs is free, 2 asked for", "gpu02 cannot take it now: no answer",
+        "gpu01 cannot take it now: 1 of its 3 GPUs is free, 2 asked for; "
+        "GPU 1: kim pid 4242 python 71 GB since 14:02; GPU 2: bob job phase1-x since 9:14", "gpu02 cannot take it now: no answer",
         "lab cannot take it now: it would start in 2 h")
     assert ready.spec.node == "far"
 
 
-def test_free_gpus_are_those_without_memory_in_use_and_without_a_job_of_ours(chosen: Callable[..., submit.Draft]) -> None:
-    ready = chosen(gpu01={"gpus": gpus(9, 9, 9), "busy": ["G2"]})
+def test_free_gpus_are_those_that_nobody_has_or_waits_for(chosen: Callable[..., submit.Draft]) -> None:
+    ready = chosen(gpu01={"gpus": gpus(9, 9, 9), "busy": {"G2": "bob job phase1-x since 9:14"}})
     assert (ready.node.name, ready.notes) == ("gpu01", ())
+
+
+def test_a_node_where_others_wait_is_passed_over(chosen: Callable[..., submit.Draft]) -> None:
+    ready = chosen(gpu01={"gpus": gpus(9, 9, 9), "line": ["bob job phase1-x waits for 4 GPUs since 9:14"]},
+                   gpu02={"gpus": gpus(9, 9)})
+    assert ready.node.name == "gpu02" and "others come first: bob job phase1-x" in ready.notes[0]
 
 
 def test_when_no_node_can_take_it_each_says_why(chosen: Callable[..., submit.Draft]) -> None:
     with pytest.raises(Refused) as error:
-        chosen(gpu01={"gpus": gpus(9)}, gpu02={"gpus": gpus(600, 600)}, lab={"slurm": forecast(None)},
+        chosen(gpu01={"gpus": gpus(9)}, gpu02={"gpus": gpus(600, 600), "busy": {"G0": "kim", "G1": "kim"}}, lab={"slurm": forecast(None)},
                far=LaunchError("qos"))
     assert error.value.exit_code == 4
     for words in ("gpu01 cannot take it now: the job asks for 2 GPUs, the node has 1", "gpu02 cannot take it now: none of",

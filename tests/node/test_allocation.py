@@ -416,7 +416,7 @@ def test_a_foreign_process_on_the_allocations_gpu_is_a_note(make: MakeJob, slurm
     (slurm.directory / "nvidia-smi").chmod(0o755)
     job = slurm.start(make("sh", "-c", "echo $CUDA_VISIBLE_DEVICES", gpus=1), SLURM_JOB_GPUS="3", CUDA_VISIBLE_DEVICES="0")
     assert ended(job) == 0 and job.log() == "GPU-b\n"
-    assert any(isinstance(event, Note) and "process 4711 (python)" in event.text for event in job.events)
+    assert any(isinstance(event, Note) and "pid 4711 " in event.text and "uses GPU 0" in event.text for event in job.events)
 
 
 def test_without_nvidia_smi_slurms_word_stays(make: MakeJob, slurm: Scheduler) -> None:

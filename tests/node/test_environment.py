@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import NodeFailure, Unusable
-from cluster.events import Launched, Reason
 from cluster.node import environment, gpus
 from cluster.spec import PythonEnv
 from tests.node.conftest import Job
@@ -73,18 +72,6 @@ def test_a_sick_nvidia_smi_is_named(smi: Callable[[str], None], text: str, words
 def test_no_nvidia_smi_means_no_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpus.list_gpus() == []
-
-
-def test_a_job_gets_its_gpus_by_uuid_and_one_without_gets_none(
-        smi: Callable[[str], None], make_job: Callable[..., Job]) -> None:
-    smi(SMI)
-    with_gpu = make_job("command", "printenv", "CUDA_VISIBLE_DEVICES", gpus=2).start()
-    without = make_job("command", "printenv", "CUDA_VISIBLE_DEVICES").start()
-    too_many = make_job("command", "true", gpus=4).start()
-    with_gpu.ended(), without.ended()
-    assert with_gpu.log() == "GPU-aaaa,GPU-cccc\n" and without.log() == "\n"
-    assert next(e for e in with_gpu.events if isinstance(e, Launched)).gpus == ("GPU-aaaa", "GPU-cccc")
-    assert too_many.ended().reason is Reason.CANNOT_START and "asks for 4 GPUs" in too_many.status.detail
 
 
 @pytest.fixture
