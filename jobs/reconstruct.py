@@ -65,6 +65,8 @@ def _reconstruct(config: ReconstructRun, given: argparse.Namespace, world: World
     job = open_job("reconstruct", config, given, world)
     metrics.open(job.attempt.metrics)
     metrics.say(f"{config.input_image}: {how}")
+    metrics.say(f"generator: {config.generator.checkpoint}, weights {config.generator.weights}, "
+                f"{config.generator.steps} steps; reconstructor: {config.reconstructor.checkpoint}")
     generator.stop_when(lambda: stop.asked)
     work = Work(config, generator, reconstructor, picture, truth, job, metrics)
     try:

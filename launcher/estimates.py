@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cluster.node.measured import Expected, Measure, expected
@@ -13,6 +13,7 @@ from launcher.views import age, lasting
 
 if TYPE_CHECKING:
     from configs.costs import Volume
+    from configs.load import Resolved
     from launcher.stages import Paths, Plan, Request
 
 _LIST = "data_train.txt"  # of a folder that stands for its list
@@ -61,6 +62,16 @@ def answered(plan: Plan, found: Volume | None, paths: Paths, prepared: dict[str,
                 growing=bool(found.source)), known
 
 
+def after_change(cost: Cost | None, old: Resolved, new: Resolved) -> Cost | None:
+    """Of a job whose config is changed. None: its steps are others now, and nobody has asked the node about them."""
+    from configs.costs import volume_of
+
+    before, after = volume_of(old, {}), volume_of(new, {})
+    if cost is None or before is None or after is None or before.work != after.work:
+        return None
+    return replace(cost, steps=cost.steps if after.source else after.steps, evaluations=after.evaluations)
+
+
 def _lists(found: Volume, paths: Paths) -> dict[str, str]:
     """The lists that are on the node already."""
     named = {key: paths.values[key] for key in (found.source, found.validation) if key in paths.values}
@@ -96,14 +107,16 @@ def told(cost: Cost | None, known: Known) -> str:
     found = expected(cost, known.measure)
     if found is None:
         return f"{measured(known.measure)}; how many there will be is not known yet"
-    short = "" if found.disk_bytes < known.free_bytes else ": TOO LITTLE"
-    return (f"~{lasting(found.seconds)} ({measured(known.measure)}); disk {size(found.disk_bytes)}, "
-            f"{size(known.free_bytes)} free{short}")
+    return f"~{lasting(found.seconds)} ({measured(known.measure)}); disk {disk(found.disk_bytes, known.free_bytes)}"
 
 
 def measured(found: Measure) -> str:
     what = f"{found.step_s:.2g} s a step" if found.step_s else "all of it"
     return f"{what}, measured on {found.host}, {found.device}, {age(time.time() - found.t)} ago by {found.job}"
+
+
+def disk(need: float, free: float) -> str:
+    return f"{size(need)}, {size(free)} free" + ("" if need < free else ": TOO LITTLE")
 
 
 def size(count: float) -> str:

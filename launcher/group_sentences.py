@@ -64,11 +64,20 @@ def _measures(ready: GroupDraft) -> list[str]:
     missing = [label for label, found in known.items() if not found]
     if ready.kind == "sweep":
         lines = list(dict.fromkeys(line.partition(": ")[2] for line in lines))
-    found = [estimates.expected_of(member.spec.cost, member.draft.known) for member in ready.members]
-    if ready.kind == "pipeline" and all(found):
-        lines.append(f"all of it: ~{lasting(sum(one.seconds for one in found if one))} one after the other, disk "
-                     f"{estimates.size(sum(one.disk_bytes for one in found if one))}")
-    return [*lines, *([f"{', '.join(missing)}: {estimates.NOT_MEASURED}"] if missing else [])]
+    return [*lines, *_in_all(ready), *([f"{', '.join(missing)}: {estimates.NOT_MEASURED}"] if missing else [])]
+
+
+def _in_all(ready: GroupDraft) -> list[str]:
+    """Of a pipeline; what its stages need on one disk, they need together."""
+    found = [one for member in ready.members
+             if (one := estimates.expected_of(member.spec.cost, member.draft.known))]
+    if ready.kind != "pipeline" or len(found) < len(ready.members):
+        return []
+    words = f"all of it: ~{lasting(sum(one.seconds for one in found))} one after the other"
+    if len({member.draft.node.name for member in ready.members}) > 1:
+        return [words]
+    free = ready.members[0].draft.known.free_bytes
+    return [f"{words}, disk {estimates.disk(sum(one.disk_bytes for one in found), free)}"]
 
 
 def _need(ready: GroupDraft, key: str, label: str, any_end: bool) -> str:

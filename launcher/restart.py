@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.inventory import Node
-from cluster.spec import CodeRef, JobSpec, digest
-from launcher import reconcile, snapshot, stages, team
+from cluster.spec import CodeRef, Cost, JobSpec, digest
+from launcher import estimates, reconcile, snapshot, stages, team
 from launcher.control import heard, node_and_backend, whoami
 from launcher.errors import Refused, Wrong
 from launcher.index import Index, Job
@@ -55,9 +55,10 @@ def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool,
     others = tuple(node_named(name, start) for name in spec.hosts[1:])
     if not sets and not fresh_code:
         return RestartPlan(job, node, None, None, None, secret_values(spec), others=others)
-    config, changes = _changed_config(shown, spec, sets, node, backend, start) if sets else (None, ())
+    config, changes, cost = (_changed_config(shown, spec, sets, node, backend, start) if sets
+                             else (None, (), spec.cost))
     code = _fresh_code(spec, start) if fresh_code else None
-    spec = replace(spec, code=code.code if code else spec.code,
+    spec = replace(spec, code=code.code if code else spec.code, cost=cost,
                    config_digest=digest(config.encode()) if config is not None else spec.config_digest)
     return RestartPlan(job, node, spec, config, code, secret_values(spec), changes, others)
 
@@ -69,7 +70,7 @@ def _spec_of(shown: dict[str, Any], job: Job) -> JobSpec:
 
 
 def _changed_config(shown: dict[str, Any], spec: JobSpec, sets: Sequence[str], node: Node, backend: Backend,
-                    start: Path) -> tuple[str, tuple[tuple[str, Any, Any], ...]]:
+                    start: Path) -> tuple[str, tuple[tuple[str, Any, Any], ...], Cost | None]:
     from configs.load import diff, load_stage, resolve_text
 
     if shown["config"] is None:
@@ -85,7 +86,8 @@ def _changed_config(shown: dict[str, Any], spec: JobSpec, sets: Sequence[str], n
     prepared = backend.prepare(code_digest=None, stat=paths.asked(), python=spec.python)
     stages.check_paths(paths, prepared["stats"], node)
     text = stages.config_text(new, paths.values, prepared["home"])
-    return text, tuple(diff(old.data, resolve_text(stage, text, where, []).data))
+    changes = tuple(diff(old.data, resolve_text(stage, text, where, []).data))
+    return text, changes, estimates.after_change(spec.cost, old, new)
 
 
 def _fresh_code(spec: JobSpec, start: Path) -> snapshot.Snapshot:

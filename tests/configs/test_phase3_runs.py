@@ -7,11 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from configs.fields import ResourcesOverride
+from configs.fields import ResourcesOverride, Strict
 from configs.keys import known_keys
 from configs.load import ConfigError, dump, list_runs, load_run, load_stage, read_run
 from configs.phase1 import Phase1Run
+from configs.phase2 import Phase2Run
 from configs.phase3 import Phase3Run
+from configs.reconstruct import ReconstructRun
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ("baseline", "exp_a", "exp_b", "exp_c")
@@ -87,8 +89,8 @@ def test_activation_checkpointing_is_a_switch_or_a_word() -> None:
         typed("demo", "training.activation_checkpointing=sometimes")
 
 
-@pytest.mark.parametrize("schema", [Phase1Run, Phase3Run])
-def test_no_key_is_dead(schema: type[Phase1Run] | type[Phase3Run]) -> None:
+@pytest.mark.parametrize("schema", [Phase1Run, Phase2Run, Phase3Run, ReconstructRun])
+def test_no_key_is_dead(schema: type[Strict]) -> None:
     """Every key is looked at somewhere in the work: one that is accepted and does nothing misleads."""
     text = "\n".join(path.read_text() for path in (ROOT / "jobs").rglob("*.py"))
     read = set(re.findall(r"\.(\w+)", text)) | set(re.findall(r'"(\w+)"', text))

@@ -101,3 +101,17 @@ def test_the_demo_learns_in_every_phase(here: Lab, tmp_path: Path) -> None:
     measured = list(read_json_lines(tmp_path / "work" / ".launch" / "measured.jsonl"))
     assert [line["job"] for line in measured] == [found[label]["id"] for label in STAGES]
     assert took < LIMIT_S
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", ["mouse_mvrig", "mouse_lab"])
+def test_phase_1_learns_on_real_renderings(here: Lab, shared: Path, name: str) -> None:
+    """Views of unseen mice, above the copied and the white picture and by 1.5 dB above another mouse put in."""
+    lists = {key: shared / "data" / name / f"data_{part}.txt"
+             for key, part in (("dataset", "train"), ("validation", "val"))}
+    sets = [word for key, path in lists.items() for word in ("--set", f"training.{key}.path={path}")]
+    done = here.launch("submit", "phase1", "--config", "demo", "--name", name, "--follow", *sets, timeout_s=LIMIT_S)
+    verdict = json.loads((here.run_dir(name) / "artifacts" / "validation.json").read_bytes())
+    print(f"{name}: " + "  ".join(f"{key} {value:.2f}" for key, value in verdict["metrics"].items()))
+    assert len(verdict["bars"]) == 3 and all(bar["beaten"] for bar in verdict["bars"]), verdict
+    assert verdict["metrics"]["val/psnr_vae"] >= 28 and f"{verdict['metrics']['val/psnr_mean']:.2f} dB" in done.stdout

@@ -80,6 +80,13 @@ def test_good_data_passes(shared: Path, name: str) -> None:
     assert bool(found.cut) == name.startswith("human")  # their shoulders are cut by the frame
 
 
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", ["mouse_mvrig", "mouse_lab", "mouse_orbit32", "human_mvrig", "human_orbit32"])
+def test_every_sample_of_the_good_data_passes(shared: Path, name: str) -> None:
+    done = tool("check", shared / "data" / name)
+    assert done.returncode == 0 and "sound: " in done.stdout, done.stdout
+
+
 def test_cameras_pushed_to_the_radius_alone_fail(shared: Path, tmp_path: Path) -> None:
     sample = Path(shutil.copytree(shared / "data/mouse_lab/sample_000003", tmp_path / "sample"))
     rig = rig_of(read_sample("s", sample))

@@ -2,19 +2,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+import torch
 
 from cluster.contract import RunDir, read_json_lines
-from jobs.data.samples import BadSample
+from configs.phase3 import Phase3Run
+from jobs import phase1
+from jobs.data.samples import BadSample, read_sample
 from jobs.data.toy import make
+from jobs.gslrm_stage import PictureLoss, build_model
 from jobs.loader import Draw
 from jobs.metrics import Metrics
-from jobs.runtime import AgreedError, Job, StopFlag
+from jobs.runtime import AgreedError, Job, JobError, StopFlag
 from jobs.trainer import REPORT, Trainer
 from jobs.world import World
+from models.cameras import mv6
 from tests.jobs.conftest import Start
 from tests.jobs.small_stage import Numbers, SmallStage, small_plan
 from tests.jobs.test_phase3 import config_of, phase3
@@ -89,3 +97,37 @@ def test_a_validation_set_smaller_than_the_batch_is_not_empty(data: Path, tmp_pa
     [*_, last] = (line for line in read_json_lines(RunDir(tmp_path / "run").attempt(0).metrics)
                   if line.get("event") == "eval")
     assert last["val/images"] == 6 and last["val/psnr"] > 0
+
+
+def test_a_white_picture_still_teaches(data: Path) -> None:
+    """Everything brighter than white: a rendering that was clamped before the loss would have no gradient at all."""
+    config = msgspec.convert(config_of(data), Phase3Run)
+    sample = read_sample("s", data / "sample_000000")
+    c2w, fxfycxcy = sample.c2w()[None], sample.fxfycxcy(16)[None]
+    drawn = build_model(config)(torch.rand(1, 6, 3, 16, 16), c2w, fxfycxcy)
+    white = replace(drawn.map(lambda field: field.detach()), sh=torch.full_like(drawn.sh, 4.0))
+    bright = white.map(lambda field: field.requires_grad_())
+    dark = torch.zeros(1, 6, 3, 16, 16)
+    loss, _ = PictureLoss(config, torch.device("cpu")).deferred(bright, dark, dark[:, :, :1], c2w, fxfycxcy, 0)
+    loss.backward()
+    assert bright.sh.grad is not None and bright.sh.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (None, "init_from: "), ({"model": {"other": torch.zeros(1)}}, "name weights of this model")])
+def test_weights_that_do_not_load_are_an_error_and_no_warning(data: Path, tmp_path: Path, content: Any,
+                                                              said: str) -> None:
+    path = tmp_path / "ckpt.pt"
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(JobError) as caught:
+        build_model(msgspec.convert({**config_of(data), "init_from": str(path)}, Phase3Run))
+    assert said in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_prompts_that_tell_no_views_apart_are_told_before_training() -> None:
+    prompts = torch.eye(6).reshape(6, 1, 6)
+    assert phase1._alike(SimpleNamespace(prompts=prompts), mv6(16)) == []
+    prompts[2] = prompts[1]
+    [note] = phase1._alike(SimpleNamespace(prompts=prompts), mv6(16))
+    assert "front_right and right have cosine 1.000" in note

@@ -186,7 +186,7 @@ def test_mistakes(maker: Person, words: list[str], code: int, said: str) -> None
 
 def test_a_pipeline_runs_through_and_hands_over(maker: Person) -> None:
     done = maker.run("submit", "line", "--set", "first.steps=5", "--set", "mode=test", "--name", "p", "--follow")
-    assert done.stdout.startswith("gave 5\ntook 5 5 test\nattempt 0") and "--- p.second ---" in done.stderr
+    assert done.stdout.startswith("gave 5\ntook 5 5 test\nattempt 0") and "--- p.second (2 of 3, takes first.checkpoints.best, first.artifacts.samples) ---" in done.stderr
     found = statuses(maker, "p")
     assert list(found) == ["p.first", "p.second", "p.third"]
     assert {one["state"] for one in found.values()} == {"COMPLETED"}
