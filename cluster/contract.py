@@ -151,6 +151,11 @@ class RunDir:
         """{"ids": [SLURM's ids of this job, the newest last]}; not there without a scheduler."""
         return self.path / "slurm.json"
 
+    @property
+    def adopted(self) -> Path:
+        """{pid, started, log, gpus}: what attempt 0 took over; only of a job whose program runs without launch."""
+        return self.path / "adopted.json"
+
     def attempt(self, number: int, node: int = 0) -> AttemptDir:
         return AttemptDir(self.path / "attempts" / f"{number:03d}", node)
 

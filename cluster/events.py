@@ -32,6 +32,7 @@ class Reason(str, Enum):
     SCHEDULER = "ended by the scheduler"
     SUPERSEDED = "a newer attempt runs elsewhere"
     DEPENDENCY = "a job it waits for did not complete"
+    EXIT_UNKNOWN = "ended, exit code unknown"  # of a program that was adopted: only its parent is told
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class AttemptStarted:
 
     t: float
     attempt: int
-    by: Literal["submit", "restart", "policy", "scheduler"]
+    by: Literal["submit", "restart", "policy", "scheduler", "adopt"]
     hostname: str
     boot_id: str
     pid: int

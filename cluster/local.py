@@ -19,7 +19,7 @@ class LocalShell:
         self._node = node
 
     def ask(self, request: dict[str, Any], payload: Payload = b"", timeout_s: float | None = None) -> Answer:
-        if request["op"] in ("submit", "submit_array", "restart") or request.get("slurm_spec"):
+        if request["op"] in ("submit", "submit_array", "restart", "adopt") or request.get("slurm_spec"):
             python = self._node.agent_python or "python3"
             request = request | {"agent": [python, "-I", "-S", str(self._agent())]}
         size = size_of(payload)

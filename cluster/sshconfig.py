@@ -3,6 +3,7 @@ they mean.
 """
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shlex
@@ -93,6 +94,43 @@ def parse(text: str, name: str, config: str | None, timeout_s: float) -> Target:
         proxy_command=_expanded(proxy_command, tokens) if proxy_command else None,
         known_hosts=tuple(Path(_expanded(word, tokens)).expanduser() for word in known if word not in _NONE),
         key_alias=one("hostkeyalias"), timeout_s=float(timeout or 0) or timeout_s)
+
+
+def host_names(config: str | None, depth: int = 8) -> list[str]:
+    """The hosts that a configuration names, in its order, Includes followed; patterns name no host.
+
+    Raises Unusable: the file that was named cannot be read. A person without any configuration knows no hosts.
+    """
+    path = Path(config or "~/.ssh/config").expanduser()
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        if config is None:
+            return []
+        raise Unusable(f"{path} cannot be read: {error.strerror}") from None
+    found: dict[str, None] = {}
+    for line in lines:
+        keyword, *words = _words(line)
+        if keyword == "host":
+            found.update(dict.fromkeys(word for word in words if not set(word) & set("*?!")))
+        elif keyword == "include" and depth:
+            files = [name for word in words for name in sorted(glob.glob(str(_included(word))))]
+            found.update(dict.fromkeys(name for file in files for name in host_names(file, depth - 1)))
+    return list(found)
+
+
+def _words(line: str) -> list[str]:
+    """`Host a b`, `Host=a`: the keyword in small letters and its words."""
+    try:
+        keyword, *words = shlex.split(line.replace("=", " ", 1) if "=" in line.split(" ")[0] else line, comments=True)
+    except ValueError:
+        return [""]
+    return [keyword.lower(), *(word for word in words if word != "=")]
+
+
+def _included(word: str) -> Path:
+    path = Path(word).expanduser()
+    return path if path.is_absolute() else Path("~/.ssh").expanduser() / path
 
 
 def split_jump(jump: str) -> tuple[str, str | None, int | None]:

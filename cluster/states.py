@@ -103,7 +103,7 @@ ENDING: dict[Reason, type[Ended]] = {
     Reason.HOST_OOM: OutOfMemory, Reason.SIGNAL: Failed, Reason.NON_FINITE: Failed, Reason.COMMUNICATION: Failed,
     Reason.DISK_FULL: Failed, Reason.TIME_LIMIT: Timeout, Reason.SUPERVISOR_LOST: Failed, Reason.NODE_LOST: NodeFail,
     Reason.PREEMPTED: Cancelled, Reason.SCHEDULER: Cancelled, Reason.SUPERSEDED: Cancelled,
-    Reason.DEPENDENCY: Cancelled,
+    Reason.DEPENDENCY: Cancelled, Reason.EXIT_UNKNOWN: Failed,
 }
 
 # Which events may meet which status. A restart by a person may revive any ending.

@@ -120,8 +120,11 @@ def read_run(path: Path, schema: type[S]) -> S:
 def load_cluster(start: Path) -> ClusterFile | None:
     """The cluster file that `find_cluster` names, or None when there is none. Raises ConfigError."""
     path = find_cluster(start)
-    if path is None:
-        return None
+    return read_cluster(path) if path else None
+
+
+def read_cluster(path: Path) -> ClusterFile:
+    """Raises ConfigError."""
     document = read(path)
     top = decode(document, _ClusterTop)
     ssh_config = str((path.parent / Path(top.ssh_config).expanduser()).absolute()) if top.ssh_config else None

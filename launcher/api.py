@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from launcher.control import Killed
     from launcher.groups import GroupDraft
     from launcher.index import Index
+    from launcher.init import Initialised
     from launcher.logs import LogReader, Which
     from launcher.prune import Pruned
     from launcher.pull import Progress, Pulled
@@ -273,6 +274,15 @@ def adopt(process: str, *, name: str | None = None, log: str | None = None, prog
     with open_index() as index:
         settle_leftovers(index, start)
         return adopting.adopt(index, process, name, log, progress, start)
+
+
+def init(*, start: Path | None = None, output: Path | None = None, ssh_config: str | None = None,
+         workdir: str = "~/launch", force: bool = False,
+         tell: Callable[[str], None] = lambda text: None) -> Initialised:
+    """Try every host that ssh names and write a cluster.yaml. Raises Refused: there is one and `force` is not given."""
+    from launcher import init as initialising
+
+    return initialising.init(start or Path.cwd(), output, ssh_config, workdir, force, tell)
 
 
 def nodes(*, start: Path | None = None, timeout_s: float = ASK_S) -> list[NodeReport]:

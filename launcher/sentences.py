@@ -10,6 +10,7 @@ from launcher import estimates
 from launcher.views import age, cause, visible
 
 if TYPE_CHECKING:
+    from launcher.adopt import Adopted
     from launcher.control import Killed
     from launcher.jobs import JobStatus
     from launcher.restart import Restarted, RestartPlan
@@ -28,6 +29,18 @@ def submitted(job: Submitted, unset_secrets: Sequence[str], following: bool) -> 
 
 def _go_on(job: str) -> str:
     return f"  follow it: launch logs -f {job}; stop it: launch kill {job}"
+
+
+def adopted(job: Adopted) -> str:
+    """What was taken over, so that a person sees whether it is what they meant."""
+    gpus = f", GPU {', '.join(map(str, job.gpus))}" if job.gpus else ""
+    rows = [("runs", visible(shlex.join(job.argv))), ("in", visible(job.cwd)), ("log", visible(job.log or ""))]
+    if job.secrets:
+        rows.append(("secrets", f"{', '.join(job.secrets)}: kept on the node, shown nowhere"))
+    count = f"{job.processes} process{'' if job.processes == 1 else 'es'}"
+    return "\n".join([f"{job.id} on {job.node}: process {job.root} and what it starts, {count} now{gpus}",
+                      *(f"  {title:8}{value}" for title, value in rows if value), *(f"  {note}" for note in job.notes),
+                      _go_on(job.id), f"  the same command in the same directory again: launch restart {job.id}"])
 
 
 def fate(job: JobStatus) -> str:

@@ -12,7 +12,7 @@ from cluster.contract import RunDir
 from cluster.errors import ClusterError, NodeFailure, Refused
 from cluster.events import AttemptEnded
 from cluster.journal import read_journal
-from cluster.node import control, gpus, process, stopping
+from cluster.node import control, gpus, process, stopping, trees
 from cluster.node.view import newest_heartbeat, read_view
 from cluster.states import ENDED_WORDS
 
@@ -139,7 +139,7 @@ def end_leftovers(run: RunDir, view: dict[str, Any], grace_s: float | None) -> l
 
     Its ranks got SIGTERM from the kernel when it died and are on their way; the others hear it now, once.
     """
-    if supervisor_of(run) or not (left := process.members(None, view["token"])):
+    if supervisor_of(run) or not (left := trees.leftovers(run, view["token"])):
         return []
     deadline = time.monotonic() + (GRACE_S if grace_s is None else grace_s)
     told: set[stopping.Identity] = set()
@@ -149,8 +149,8 @@ def end_leftovers(run: RunDir, view: dict[str, Any], grace_s: float | None) -> l
             process.send(identity, SIGTERM)
         told |= fresh
         time.sleep(_POLL_S)
-        left = process.members(None, view["token"])
-    return process.sweep(None, view["token"]) if left else []
+        left = trees.leftovers(run, view["token"])
+    return trees.sweep(run, view["token"]) if left else []
 
 
 def _await_end(run: RunDir, grace_s: float | None) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _members(run: RunDir, token: str, ended: bool) -> list[process.Proc]:
     identity = supervisor_of(run)
     if ended and identity:  # it only finishes what it wrote about the job
         return []
-    return process.members(identity[0] if identity else None, token)
+    return [*process.members(identity[0] if identity else None, token), *trees.left_of(run)]
 
 
 def _used_mb(view: dict[str, Any]) -> int:

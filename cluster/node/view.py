@@ -210,7 +210,7 @@ def _supervised(one: _Read) -> dict[str, Any]:
     checkpoint_step = _checkpoint_step(one.run, one.folded, one.events)
     beat = newest_heartbeat(one.run) or {}
     heard = _heard(one.run, one.attempts, one.folded)
-    status = _with_survivors(with_liveness(one.folded, heard, checkpoint_step), one.spec["token"])
+    status = _with_survivors(with_liveness(one.folded, heard, checkpoint_step), one.run, one.spec["token"])
     status, revivable = _with_its_nodes(one, status, beat)
     if isinstance(status, Pending | Restarting) and beat.get("waits"):
         status = Pending(status.since, status.attempt, beat["waits"])
@@ -301,11 +301,12 @@ def _latest_progress(attempts: list[AttemptDir], status: Status) -> dict[str, An
     return lines.progress(attempts[-1]) if attempts and isinstance(status, Running | Stopping) else {}
 
 
-def _with_survivors(status: Status, token: str) -> Status:
+def _with_survivors(status: Status, run: RunDir, token: str) -> Status:
     """Of a job whose supervisor was lost: what of it goes on. A shell's children are told by nobody."""
     if not isinstance(status, Failed) or status.reason is not Reason.SUPERVISOR_LOST:
         return status
-    if not (left := len(process.members(None, token))):
+    from cluster.node import trees  # most supervisors live
+    if not (left := len(trees.leftovers(run, token))):
         return status
     return replace(status, detail=f"{left} of its processes still run; launch kill ends them")
 
