@@ -152,6 +152,11 @@ class RunDir:
         return self.path / "slurm.json"
 
     @property
+    def releases(self) -> Path:
+        """A JSON line {t, id, by} for each time that SLURM held this job and was told to let it go."""
+        return self.path / "releases.jsonl"
+
+    @property
     def adopted(self) -> Path:
         """{pid, started, log, gpus}: what attempt 0 took over; only of a job whose program runs without launch."""
         return self.path / "adopted.json"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import ClusterError, error_of
 from cluster.inventory import Node
 from launcher import reconcile
-from launcher.errors import LaunchError
+from launcher.errors import LaunchError, Wrong
 from launcher.index import Index, Job
 from launcher.jobs import JobStatus, find_all, from_view, status_of
 from launcher.logs import LogReader, Which
@@ -37,6 +37,7 @@ class Killed:
     node: str
     state: str = ""
     already: bool = False  # it had ended, or somebody else had asked before
+    had_ended: bool = False  # before this was asked
     detail: str = ""
     processes: int = 0  # freed
     gpu_mb: int = 0  # freed
@@ -62,9 +63,8 @@ def heard(index: Index, job: Job, view: dict[str, Any]) -> JobStatus:
 
 def kill(index: Index, words: Sequence[str], grace_s: float | None, now: bool, start: Path) -> list[Killed]:
     """Stop jobs, all at the same time, each until its end is verified. A node is asked once about all of its jobs."""
-    dropped, named = _drop_held(index, words)
-    jobs = {job.key: job for word in words if word not in named or index.in_group(word)
-            for job in find_all(index, word)}
+    jobs = {job.key: job for job in _meant(index, words)}
+    dropped = _drop_held(index, words)
     by_node: dict[str, list[Job]] = {}
     for job in jobs.values():
         by_node.setdefault(job.node, []).append(job)
@@ -84,10 +84,34 @@ def kill(index: Index, words: Sequence[str], grace_s: float | None, now: bool, s
             *(_killed(job, answers[key]) for key, job in jobs.items())]
 
 
-def _drop_held(index: Index, words: Sequence[str]) -> tuple[list[str], set[str]]:
-    """What of these is not submitted yet is not submitted at all -> ids, and the words that named them."""
+def _meant(index: Index, words: Sequence[str]) -> list[Job]:
+    """The jobs of these names that were submitted. Raises Wrong: one names nothing, and then none is touched."""
+    waiting = _held_names(index)
+    found: list[Job] = []
+    for word in words:
+        try:
+            found += find_all(index, word) if word not in waiting or index.in_group(word) else []
+        except Wrong as error:
+            if others := [other for other in dict.fromkeys(words) if other != word]:
+                error.hint = "; ".join(filter(None, (error.hint, f"nothing was stopped: {', '.join(others)} "
+                                                     f"{'goes' if len(others) == 1 else 'go'} on as before")))
+            raise
+    return found
+
+
+def _held_names(index: Index) -> set[str]:
+    """What names something that is not submitted yet."""
     if not index.held():
-        return [], set()
+        return set()
+    from launcher import held
+
+    return held.names(index)
+
+
+def _drop_held(index: Index, words: Sequence[str]) -> list[str]:
+    """What of these is not submitted yet is not submitted at all -> ids."""
+    if not index.held():
+        return []
     from launcher import held
 
     return held.drop(index, words)
@@ -99,8 +123,8 @@ def _killed(job: Job, answer: dict[str, Any] | LaunchError | ClusterError) -> Ki
     if problem := answer.get("error"):
         return Killed(job.id, job.node, error=error_of(problem, job.node))
     freed = answer["freed"]
-    return Killed(job.id, job.node, answer["state"], answer["already"], answer["detail"], freed["processes"],
-                  freed["gpu_mb"], answer["checkpoint_step"],
+    return Killed(job.id, job.node, answer["state"], answer["already"], answer["had_ended"], answer["detail"],
+                  freed["processes"], freed["gpu_mb"], answer["checkpoint_step"],
                   tuple((one["pid"], one["cmd"]) for one in answer["survivors"]), answer.get("note", ""))
 
 

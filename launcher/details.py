@@ -33,7 +33,7 @@ def inputs(found: Details) -> list[str]:
 def _head(found: Details) -> str:
     job, now = found.status, time.time()
     rows = [("id", job.id), ("name", job.name), ("state", job.state), ("why", why(job, now)),
-            ("stage", job.stage), ("node", _node(job)), ("SLURM job", (job.queue or {}).get("id")),
+            ("stage", job.stage), ("node", _node(job)), ("SLURM job", job.slurm_id),
             ("run dir", job.run_dir)]
     if found.spec:
         rows += [("command", _command(found.spec)), ("directory", found.spec["cwd"]),

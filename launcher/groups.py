@@ -1,7 +1,6 @@
 """Several jobs that are submitted as one: the points of a sweep, the stages of a pipeline. All of them, or none."""
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.errors import ClusterError, Unreachable
 from cluster.spec import JobSpec
-from launcher import reconcile
+from launcher import clients, reconcile
 from launcher.errors import LaunchError, Wrong
 from launcher.index import Index, Intent
 from launcher.submit import Draft, Submitted, as_job, packed, secret_values
@@ -65,7 +64,7 @@ def send_sweep(index: Index, ready: GroupDraft) -> list[Submitted]:
     """
     drafts = [replace(member.draft, spec=with_after(index, member)) for member in ready.members]
     node = drafts[0].node
-    index.add_intents([Intent(one.spec.token, one.spec.id, one.spec.name, node.name, node.workdir, os.getpid(),
+    index.add_intents([Intent(one.spec.token, one.spec.id, one.spec.name, node.name, node.workdir, clients.me(),
                               time.time()) for one in drafts])
     try:
         answers = _ask_twice(drafts, ready.parallel)

@@ -20,7 +20,7 @@ from cluster.errors import ClusterError, Unreachable
 from cluster.inventory import Node, client_state_dir
 from cluster.node import handover, waiting
 from cluster.spec import After, JobSpec
-from launcher import reconcile
+from launcher import clients, reconcile
 from launcher.errors import LaunchError, Refused
 from launcher.groups import GroupDraft
 from launcher.index import Held, Index, Intent, Job
@@ -46,7 +46,7 @@ def hold(index: Index, ready: GroupDraft) -> list[Held]:
     now = time.time()
     rows = [Held(member.spec.token, position, ready.id, member.draft.node.name, str(ready.start),
                  member.spec.to_json().decode(), member.draft.config, _place_of(member.draft.code),
-                 json.dumps([need.to_json() for need in member.needs]), os.getpid(), now)
+                 json.dumps([need.to_json() for need in member.needs]), clients.me(), now)
             for position, member in enumerate(ready.members)]
     index.hold(rows)
     with ExitStack() as undo:
@@ -106,7 +106,7 @@ def advance(index: Index, only: Collection[str] = ()) -> Advanced:
         return result
     _look_at_carried(index, rows)
     for row in rows:
-        if row.pid != os.getpid() and not index.claim(row):
+        if row.client != clients.me() and not index.claim(row):
             continue
         try:
             _advance_one(index, row, result)
@@ -120,17 +120,22 @@ def advance(index: Index, only: Collection[str] = ()) -> Advanced:
     return result
 
 
-def drop(index: Index, words: Sequence[str]) -> tuple[list[str], set[str]]:
-    """Give up what these words name (a group, an id or a name) -> the ids, and the words that named them."""
-    ids, named = [], set()
-    for row in index.held():
-        spec = _spec(row)
-        if found := {spec.id, spec.name, row.group} & set(words):
-            index.let_go([row.token])
-            ids.append(spec.id)
-            named |= found
+def names(index: Index) -> set[str]:
+    """What a person may call the jobs that are held: their ids, names and groups."""
+    return {name for row in index.held() for name in _names(row)}
+
+
+def drop(index: Index, words: Sequence[str]) -> list[str]:
+    """Give up what these words name -> the ids."""
+    dropped = [row for row in index.held() if _names(row) & set(words)]
+    index.let_go([row.token for row in dropped])
     _forget_code(index)
-    return ids, named
+    return [_spec(row).id for row in dropped]
+
+
+def _names(row: Held) -> set[str]:
+    spec = _spec(row)
+    return {name for name in (spec.id, spec.name, row.group) if name}
 
 
 def told(index: Index) -> list[str]:
@@ -177,7 +182,7 @@ def _submit(index: Index, row: Held, spec: JobSpec, config: str | None) -> Submi
     from launcher.nodes import node_named
 
     node = node_named(row.node, Path(row.start))
-    index.add_intent(Intent(spec.token, spec.id, spec.name, node.name, node.workdir, os.getpid(), time.time()))
+    index.add_intent(Intent(spec.token, spec.id, spec.name, node.name, node.workdir, clients.me(), time.time()))
     try:
         answer = _ask_twice(row, node, spec, config)
     except Unreachable:
@@ -229,7 +234,7 @@ def _look_at_carried(index: Index, rows: Sequence[Held]) -> None:
 
 
 def _in_other_hands(row: Held) -> bool:
-    return row.pid != os.getpid() and reconcile.alive(row.pid)
+    return row.client != clients.me() and clients.alive(row.client)
 
 
 def _spec(row: Held) -> JobSpec:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.inventory import client_state_dir
+from launcher import clients
 from launcher.errors import Failed
 
 _VERSION = 2
@@ -74,20 +75,20 @@ class Held:
     config: str | None
     code: str | None  # the packed snapshot, a file of this computer
     needs: str
-    pid: int  # the client that is at work on it
+    client: int  # that is at work on it: see launcher/clients.py
     created_at: float
 
 
 @dataclass(frozen=True)
 class Intent:
-    """A submit that was begun. `pid` is the client that began it."""
+    """A submit that was begun. `client` began it: see launcher/clients.py."""
 
     token: str
     id: str
     name: str | None
     node: str
     workdir: str
-    pid: int
+    client: int
     created_at: float
 
 
@@ -195,7 +196,7 @@ class Index:
         """Make this process the one that is at work on it; False: another one was faster."""
         with self._db:
             return self._db.execute("UPDATE held SET pid = ? WHERE token = ? AND pid = ?",
-                                    (os.getpid(), row.token, row.pid)).rowcount == 1
+                                    (clients.me(), row.token, row.client)).rowcount == 1
 
     def let_go(self, tokens: list[str]) -> None:
         """These are not to be submitted any more."""

@@ -50,6 +50,7 @@ class JobStatus:
     stale: bool = False  # its node or scheduler could not be asked just now
     place: str = ""  # where it runs; while it waits, where it would: gpu[01-02], lab:gpu
     queue: dict[str, Any] | None = None  # SLURM's: {id, state, reason, words, position, of, starts_at, restarts, …}
+    slurm_id: str | None = None  # the newest under which SLURM has or had it
     unasked: str = ""  # why the scheduler could not be asked just now
     group: dict[str, Any] | None = None  # the sweep or pipeline it is one of: cluster.spec.Group
 

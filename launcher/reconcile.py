@@ -4,7 +4,6 @@ Every node is asked once, all at the same time. What one does not say in time st
 """
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cluster.errors import ClusterError, Unreachable
+from launcher import clients
 from launcher.errors import LaunchError
 from launcher.index import Index, Intent, Job
 from launcher.jobs import from_view
@@ -167,6 +167,7 @@ def _heard(result: Refreshed, name: str, answer: dict[str, Any], asked: list[Job
     known = {job.run_dir for job in asked}
     result.ended += [job for job in fresh if job.ended and job.run_dir in known]
     result.notes += [f"{name}: {one['run_dir']}: {one['why']}" for one in answer["broken"]]
+    result.notes += [f"{name}: {note}" for note in answer.get("notes", ())]
     if answer.get("unasked"):  # its scheduler, by the node that was asked
         result.notes.append(f"{name}: {answer['unasked']}")
     return fresh
@@ -184,19 +185,8 @@ def _settle(index: Index, result: Refreshed, name: str, found: list[tuple[Intent
 
 
 def _in_progress(intent: Intent) -> bool:
-    """Whether the client that began it is still at work; its index is on this computer, so its pid is too."""
-    return intent.pid != os.getpid() and alive(intent.pid)
-
-
-def alive(pid: int) -> bool:
-    """Whether a client of this computer is still there."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether the client that began it is still at work; its index is on this computer, so it is too."""
+    return intent.client != clients.me() and clients.alive(intent.client)
 
 
 def _attributed(answered: dict[str, list[dict[str, Any]]], nodes: Mapping[str, Node]) -> dict[str, Job]:

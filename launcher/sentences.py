@@ -63,7 +63,7 @@ def silent(job: JobStatus, grep: str | None) -> str:
 def killed(result: Killed) -> str:
     line = f"{result.id} {result.state}"
     if result.already:
-        line += " (it had already ended or been asked to stop)"
+        line += " (it had already ended)" if result.had_ended else " (its end had already been asked for)"
     if result.checkpoint_step is not None:
         line += f", checkpoint at step {result.checkpoint_step}"
     freed = [f"{result.processes} process{'' if result.processes == 1 else 'es'}"] if result.processes else []

@@ -24,6 +24,7 @@ from launcher.errors import LaunchError, Wrong
 
 ANY = "any"
 LOOKUP_S = 10.0
+_SHOWN = 20  # machines of a cluster that are named in a message
 KNOWN_S = 86400.0  # clusters get other machines, and these other partitions
 
 Machines = dict[str, list[str]]  # of a cluster: machine -> its partitions
@@ -126,7 +127,7 @@ def _part(node: Node, part: str) -> Target:
         return _on_machine(node, part, machines)
     partitions = sorted({name for names in machines.values() for name in names})
     raise Wrong(f"{node.name} has neither a partition nor a machine {part!r}",
-                hint=f"partitions: {', '.join(partitions)}; machines: {', '.join(sorted(machines)[:20])}")
+                hint=f"partitions: {', '.join(partitions)}; machines: {', '.join(sorted(machines)[:_SHOWN])}")
 
 
 def _machine(word: str, known: Mapping[str, Node], start: Path) -> Target:
@@ -134,11 +135,12 @@ def _machine(word: str, known: Mapping[str, Node], start: Path) -> Target:
     clusters = [node for node in known.values() if node.via == "slurm"]
     having = {node.name: machines for node in clusters if word in (machines := _remembered(node))}
     silent: list[ClusterError | LaunchError] = []
+    answered: dict[str, Machines] = {}
     if not having:
         asked = _asked(clusters)
         silent = [answer for answer in asked.values() if isinstance(answer, Exception)]
-        having = {name: answer for name, answer in asked.items()
-                  if not isinstance(answer, Exception) and word in answer}
+        answered = {name: answer for name, answer in asked.items() if not isinstance(answer, Exception)}
+        having = {name: machines for name, machines in answered.items() if word in machines}
     if len(having) > 1:
         raise Wrong(f"--node {word}: {' and '.join(having)} each have a machine of that name",
                     hint=f"say which: --node {next(iter(having))}:{word}")
@@ -147,7 +149,13 @@ def _machine(word: str, known: Mapping[str, Node], start: Path) -> Target:
     if silent:
         raise Unreachable(f"--node {word}: no node of cluster.yaml, and a cluster that may have it does not answer: "
                           f"{silent[0].what}", silent[0].where, silent[0].hint)
-    nodes.node_named(word, start)
+    try:
+        nodes.node_named(word, start)
+    except Wrong as error:
+        machines = (f"machines of {name}: {', '.join(sorted(found)[:_SHOWN])}" + (", …" if len(found) > _SHOWN else "")
+                    for name, found in answered.items())
+        error.hint = "; ".join(filter(None, (error.hint, *machines)))
+        raise
     raise AssertionError(f"{word} is in cluster.yaml after all")
 
 

@@ -90,7 +90,7 @@ def finish(run: RunDir, view: dict[str, Any], request: dict[str, Any], already: 
         from cluster.node import sbatch  # its submit was cut off: it may be in the queue all the same
         sbatch.adopt(run, JobSpec.from_json(run.spec.read_bytes()))
     view = _Cancelling(run, request | {"now": ended or request.get("now")}, told).until_gone()
-    return {"state": view["state"], "already": already, "detail": view["detail"],
+    return {"state": view["state"], "already": already, "had_ended": ended, "detail": view["detail"],
             "freed": {"processes": 0, "gpu_mb": 0},  # of another host
             "checkpoint_step": view["checkpoint_step"], **_left(run)}
 

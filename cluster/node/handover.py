@@ -26,12 +26,13 @@ from cluster.contract import (
     BEST, MANIFEST, AttemptDir, BadArtifact, BadCheckpoint, RunDir, fingerprint, list_checkpoints, read_manifest,
     rename_new, sha256_file, verify_artifact, verify_checkpoint, write_atomically)
 from cluster.errors import NodeFailure, Unusable
-from cluster.node import resume
+from cluster.node import process, resume
 from cluster.spec import After, BadSpec, JobSpec
 
 WHAT = r"checkpoints\.(?:last|best)|artifacts\.[^{}\n]+"
 _VALUE = re.compile(r"(?<=[:-] )(['\"]?)\$\{([^{}\n]+?)\.(" + WHAT + r")\}\1(?=\n|$)")
 _BLOCK = 1 << 20
+_ASIDE = ".new-"  # so begins the name of what is still being fetched
 
 Frame = tuple[dict[str, Any], bytes]
 
@@ -245,7 +246,9 @@ def receive(arriving: Iterable[Frame], inputs: Path) -> Offer:
     place = inputs / f"{found.job}-{name}-{found.fingerprint[:16]}"
     if not place.is_dir():
         inputs.mkdir(parents=True, exist_ok=True)
-        aside = inputs / f".new-{place.name}-{os.getpid()}-{time.monotonic_ns()}"
+        _clear(inputs)
+        who = f"{process.hostname()}-{os.getpid()}-{process.start_time(os.getpid())}"
+        aside = inputs / f"{_ASIDE}{who}-{time.monotonic_ns()}"
         try:
             _store(stream, found, aside / name)
             with contextlib.suppress(FileExistsError):  # somebody else was faster with the same
@@ -253,6 +256,14 @@ def receive(arriving: Iterable[Frame], inputs: Path) -> Offer:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return replace(found, path=str(place / name))
+
+
+def _clear(inputs: Path) -> None:
+    """Remove what fetches of this host left that were killed."""
+    for path in inputs.glob(f"{_ASIDE}{process.hostname()}-*-*-*"):
+        _, pid, started, _ = path.name.rsplit("-", 3)
+        if not process.alive(int(pid), int(started)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _store(stream: Iterator[Frame], found: Offer, path: Path) -> None:

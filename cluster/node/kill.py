@@ -95,7 +95,8 @@ def _finish(asked: _Asked, request: dict[str, Any], told: Ask | None = None) -> 
     left = end_leftovers(run, view, 0.0 if request.get("now") else request.get("grace_s"))
     survivors = _survivors(run, left)
     return {
-        "state": view["state"], "already": asked.already, "detail": view["detail"],
+        "state": view["state"], "already": asked.already, "had_ended": asked.view["state"] in ENDED_WORDS,
+        "detail": view["detail"],
         "freed": {"processes": max(0, len(asked.before) - len(survivors)),
                   "gpu_mb": max(0, asked.used_mb - _used_mb(view))},
         "checkpoint_step": read_view(run)["checkpoint_step"], "survivors": survivors,

@@ -111,9 +111,12 @@ class Queue:
     @property
     def unasked(self) -> str:
         """Why squeue could not be asked just now, for a person; empty: it could."""
-        if not (why := self._memory.squeue.why):
+        squeue, now = self._memory.squeue, time.time()
+        if not squeue.why:
             return ""
-        return f"{why}; shown as of {time.time() - self.asked_at:.0f} s ago" if self.asked_at else why
+        said = f"; what is shown it said {now - self.asked_at:.0f} s ago" if self.asked_at else ""
+        wait_s = squeue.next_at() - now
+        return f"{squeue.why}{said}" + (f"; it is asked again in {wait_s:.0f} s" if wait_s >= 1 else "")
 
     def current(self, id: str) -> Entry | None:
         """The job as squeue shows it, also for some minutes after its end; None: not there any more."""

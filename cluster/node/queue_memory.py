@@ -36,10 +36,14 @@ class Source:
     def due(self, max_age_s: float, pause_max_s: float = BACK_OFF_MAX_S) -> bool:
         """Whether it should be asked now: its answer is older than that, and it did not fail just before."""
         now = time.time()
-        pause_s = min(pause_max_s, _BACK_OFF_S * 2 ** min(self.failures - 1, 10)) if self.failures else 0.0
-        if 0 <= now - self.failed_at < pause_s:
+        if self.failed_at <= now < self.next_at(pause_max_s):
             return False
         return not 0 <= now - self.answered_at < max_age_s
+
+    def next_at(self, pause_max_s: float = BACK_OFF_MAX_S) -> float:
+        """When it may be asked again after failures, each of which doubles the pause; 0: at once."""
+        pause_s = min(pause_max_s, _BACK_OFF_S * 2 ** min(self.failures - 1, 10))
+        return self.failed_at + pause_s if self.failures else 0.0
 
     def answered(self, asked: float) -> None:
         self.answered_at, self.failures, self.why = asked, 0, ""

@@ -1,5 +1,5 @@
 """Starts the next attempt of a job that SLURM runs, asked on the login node: in its allocation where it has one, with
-what was changed in the queue where it waits, and by a new place in the queue where it has ended."""
+what was changed in the queue where it waits (a hold ends), and by a new place in the queue where it has ended."""
 from __future__ import annotations
 
 import time
@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.contract import AttemptDir, RunDir
 from cluster.errors import NodeFailure, Refused, Unreachable
-from cluster.node import cancel, control, sbatch
+from cluster.node import cancel, control, release, sbatch
 from cluster.node.kill import GRACE_S
 from cluster.node.slurm_words import Phase, phase_of
 from cluster.node.submit import begun
@@ -34,6 +34,7 @@ def resubmit(run: RunDir, view: dict[str, Any], attempt: AttemptDir, change: con
         raise Unreachable(f"SLURM could not be asked about {view['id']}: {why}",
                           hint=f"see it with: launch status {view['id']}; then restart it again")
     if phase_of(view["queue"]["state"]) is Phase.WAITING and _change_in_queue(run, attempt, change):
+        release.by_person(run, view, change.by)
         return str(view["queue"]["id"])
     return _by_supervisor(run, view["id"], attempt, change, agent)
 

@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.contract import AttemptDir, RunDir
-from cluster.events import TERMINATED, AttemptEnded, Reason
+from cluster.events import TERMINATED, AttemptEnded, AttemptStarted, Event, Reason
 from cluster.journal import read_journal
 from cluster.node import process
 from cluster.states import Cancelled, NodeFail, Pending, Status, Stopping, status_attempt
@@ -42,3 +43,22 @@ def revivable(run: RunDir, folded: Status, status: Status) -> bool:
     """Whether it was lost with its node, which runs again, and nobody asked for its end."""
     lost = isinstance(status, NodeFail) and not isinstance(folded, Stopping | NodeFail)
     return lost and not (run.control / "stop").exists()
+
+
+def in_vain(events: Sequence[Event], status: Status) -> int:
+    """How many attempts in a row, the last one too, were lost with their node before they had saved anything new: a
+    job may be what brings its node down. One that a person began ends the row.
+    """
+    starts = [number for number, event in enumerate(events) if isinstance(event, AttemptStarted)]
+    reached = status.checkpoint_step if isinstance(status, NodeFail) else None
+    count = 0
+    for begin, end in reversed(list(zip(starts, [*starts[1:], len(events)]))):
+        start = events[begin]
+        assert isinstance(start, AttemptStarted)
+        told = any(isinstance(event, AttemptEnded) for event in events[begin:end])
+        if told or (reached or 0) > (start.resume_step or 0):
+            break
+        count, reached = count + 1, start.resume_step
+        if start.by != "policy":
+            break
+    return count

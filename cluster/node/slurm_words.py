@@ -38,8 +38,8 @@ PASSING = frozenset({"PREEMPTED", "NODE_FAIL", "BOOT_FAIL"})
 _STATES = {
     "CONFIGURING": "its nodes are being made ready", "POWER_UP_NODE": "its nodes are being switched on",
     "REQUEUED": "requeued", "REQUEUE_FED": "requeued on another cluster",
-    "REQUEUE_HOLD": "requeued and held: scontrol release lets it go on",
-    "SPECIAL_EXIT": "requeued and held, by its exit code: scontrol release lets it go on",
+    "REQUEUE_HOLD": "requeued and held: launch restart lets it go on",
+    "SPECIAL_EXIT": "requeued and held, by its exit code: launch restart lets it go on",
     "RESV_DEL_HOLD": "held: its reservation was deleted",
     "SUSPENDED": "suspended by SLURM", "STOPPED": "stopped by a signal: SLURM keeps its nodes for it",
     "COMPLETING": "SLURM is ending it", "STAGE_OUT": "SLURM is copying its files away",
@@ -48,7 +48,7 @@ _REASONS = {
     "Dependency": "waits for another job",
     "DependencyNeverSatisfied": "a job it waits for did not complete, so it can never start",
     "BeginTime": "waits for its begin time",
-    "JobHeldUser": "held by its owner: scontrol release lets it go on",
+    "JobHeldUser": "held by its owner: launch restart lets it go on",
     "JobHeldAdmin": "held by an administrator",
     "PartitionTimeLimit": "asks for more time than the partition allows",
     "PartitionNodeLimit": "asks for more nodes than the partition has, or some of them are down",
@@ -70,13 +70,16 @@ _LIMITS = {
 }
 _LONG = {  # reasons that are sentences, by how they begin
     "Nodes required for job are DOWN": "nodes it asks for are down, drained or reserved",
-    "launch failed requeued held": "could not be started and is held: scontrol release tries again",
-    "launch_failed_requeued_held": "could not be started and is held: scontrol release tries again",
-    "job requeued in held state": "requeued and held: scontrol release lets it go on",
+    "launch failed requeued held": "its node could not start it, and SLURM holds it",
+    "launch_failed_requeued_held": "its node could not start it, and SLURM holds it",
+    "job requeued in held state": "requeued and held: launch restart lets it go on",
 }
+_LAUNCH_FAILED = ("launch failed", "launch_failed")
+# Holds that the owner of a job may end.
+_RELEASABLE = (*_LAUNCH_FAILED, "JobHeldUser", "JobHoldMaxRequeue", "job requeued in held state")
 # Reasons of jobs that do not compete for nodes now.
-_NOT_IN_LINE = ("Dependency", "BeginTime", "JobHeld", "JobArrayTaskLimit", "ReqNodeNotAvail", "launch failed",
-                "launch_failed", "job requeued in held state", "PartitionTimeLimit", "PartitionNodeLimit")
+_NOT_IN_LINE = ("Dependency", "BeginTime", "JobHeld", "JobArrayTaskLimit", "ReqNodeNotAvail", *_LAUNCH_FAILED,
+                "job requeued in held state", "PartitionTimeLimit", "PartitionNodeLimit")
 
 
 def phase_of(state: str) -> Phase:
@@ -110,6 +113,16 @@ def reason_words(reason: str) -> str:
 def in_line(reason: str, priority: int) -> bool:
     """Whether a waiting job would take nodes that became free."""
     return priority > 0 and not reason.strip("()").startswith(_NOT_IN_LINE)
+
+
+def launch_failed(reason: str) -> bool:
+    """Whether SLURM holds a job because its node could not start it: nobody asked for that."""
+    return reason.strip("()").startswith(_LAUNCH_FAILED)
+
+
+def releasable(state: str, reason: str) -> bool:
+    """Whether a job is held in a way that its owner may end."""
+    return state in ("REQUEUE_HOLD", "SPECIAL_EXIT") or reason.strip("()").startswith(_RELEASABLE)
 
 
 def ordinal(number: int) -> str:

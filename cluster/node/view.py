@@ -20,8 +20,8 @@ from cluster.journal import read_events
 from cluster.node import lines, measured, process
 from cluster.spec import SPEC_VERSION
 from cluster.states import (
-    ENDED_WORDS, WORDS, Completed, Ended, Failed, Heard, Pending, Restarting, Running, Status, Stopping, fold,
-    status_attempt, with_liveness)
+    ENDED_WORDS, WORDS, Completed, Ended, Failed, Heard, NodeFail, Pending, Restarting, Running, Status, Stopping,
+    fold, status_attempt, with_liveness)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,8 +63,8 @@ def status(request: dict[str, Any], _payload: object) -> dict[str, Any]:
             continue
         if not (request.get("active_only") and view["state"] in ENDED_WORDS):
             jobs.append(view)
-    return {"hostname": process.hostname(), "boot_id": process.boot_id(), "t": time.time(), "jobs": jobs,
-            "broken": broken, "unasked": next((view["unasked"] for view in jobs if view["unasked"]), "")}
+    return {"hostname": process.hostname(), "boot_id": process.boot_id(), "t": time.time(), "notes": go_on(jobs),
+            "jobs": jobs, "broken": broken, "unasked": next((view["unasked"] for view in jobs if view["unasked"]), "")}
 
 
 def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
@@ -72,6 +72,7 @@ def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     from cluster.node import past, worktree  # runs git; a status must not pay for that
     run = RunDir(Path(request["run_dir"]))
     view = read_view(run)
+    go_on([view])
     events, skipped = read_events(run)
     config = run.attempt(view["attempt"] or 0).config
     return {
@@ -80,11 +81,26 @@ def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "config": _text(config) or _text(run.config),
         "inputs": _inputs(run.attempt(view["attempt"] or 0)),
         "attempts": [past.attempt_facts(attempt) for attempt in run.attempts()],
-        "events": [encode(event) for event in events],
+        "events": [encode(event) for event in events] + _releases(run),
         "skipped_lines": skipped,
         "code": worktree.recorded(run),
         "checkpoints": [past.checkpoint_facts(path) for path in list_checkpoints(run.checkpoints)],
     }
+
+
+def go_on(views: Sequence[dict[str, Any]]) -> list[str]:
+    """Let go of what SLURM holds because its node could not start it -> words for a person."""
+    if not any(view["queue"] for view in views):
+        return []
+    from cluster.node import release
+    return release.go_on(views)
+
+
+def _releases(run: RunDir) -> list[dict[str, Any]]:
+    if not run.releases.exists():
+        return []
+    from cluster.node import release
+    return release.notes(run)
 
 
 def _inputs(attempt: AttemptDir) -> list[dict[str, Any]]:
@@ -228,8 +244,12 @@ def _with_its_nodes(one: _Read, status: Status, beat: dict[str, Any]) -> tuple[S
     status = revival.after_shutdown(status, beat)
     if one.spec["nodes"] > 1 and one.attempts and not isinstance(status, Ended):
         status = revival.told_by_others(one.attempts[-1], one.spec, beat, status)
-    policy = one.spec["restart"]["max_restarts"] > 0
-    return status, policy and revival.revivable(one.run, one.folded, status)
+    most = one.spec["restart"]["max_restarts"]
+    if not most or not revival.revivable(one.run, one.folded, status):
+        return status, False
+    if (vain := revival.in_vain(one.events, status)) > most and isinstance(status, NodeFail):
+        return replace(status, detail=f"{status.detail}; given up: so it went {vain} times in a row"), False
+    return status, True
 
 
 def _scheduled(one: _Read, queue: Queue | None) -> dict[str, Any]:
@@ -250,9 +270,12 @@ def _scheduled(one: _Read, queue: Queue | None) -> dict[str, Any]:
         facts["reason"] = judged.reason.value
     if judged.note and not over:
         facts["detail"] = judged.note
+    if told.stopper and isinstance(judged.status, Pending | Running):  # and nothing of it is heard of yet
+        facts["detail"] = "; ".join(filter(None, (f"stop asked by {told.stopper}", facts["detail"])))
     return facts | {
         "backend": "slurm", "place": slurm.place(one.spec, told, answer.entry, judged.status),
-        "queue": slurm.facts(answer), "unasked": "" if over else answer.unasked}
+        "queue": slurm.facts(answer), "slurm_id": told.ids[-1] if told.ids else None,
+        "unasked": "" if over else answer.unasked}
 
 
 def _facts(one: _Read, status: Status, checkpoint_step: int | None) -> dict[str, Any]:
@@ -270,6 +293,8 @@ def _facts(one: _Read, status: Status, checkpoint_step: int | None) -> dict[str,
         **{key: beat.get(key) for key in _HEARTBEAT_KEYS},
         **_latest_progress(one.attempts, status),
         "gpus": list(launches[-1].gpus) if launches else [],
+        "expected_s": measured.expected_s(one.run.path.parent.parent, one.spec.get("cost"))
+        if isinstance(status, Pending) else None,
         "heard_at": beat.get("t"),
         "started_at": starts[0].t if starts else None,
         "resume_step": starts[-1].resume_step if starts else None,
@@ -293,8 +318,6 @@ def _await_last_heartbeat(attempts: list[AttemptDir], status: Status, local: boo
             return
         time.sleep(_POLL_S)
 
-        "expected_s": measured.expected_s(one.run.path.parent.parent, one.spec.get("cost"))
-        if isinstance(status, Pending) else None,
 
 def _latest_progress(attempts: list[AttemptDir], status: Status) -> dict[str, Any]:
     """Of a running attempt: its heartbeat is up to ten seconds older than its metrics."""

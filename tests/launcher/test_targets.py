@@ -108,6 +108,7 @@ def test_a_machine_that_was_seen_once_is_known_without_asking(project: Path, ans
     ("gpu01,gpu01", "gpu01 stands there twice"), ("gpu01,", "an empty name"), ("gpu01,lab", "lab is a SLURM cluster"),
     ("lab:gpu05,gpu01", "lab is a SLURM cluster"), ("gpu01,any", "stands alone"), ("gpu01:big", "gpu01 is none"),
     ("lab:nope", "partitions: big, gpu05, main; machines: both, gpu05, gpu06"), ("gpu99", "no such node: 'gpu99'"),
+    ("gpu99", "machines of lab: both, gpu05, gpu06"),
     ("gpu1", "nearest: gpu01"), ("both", "say which: --node lab:both")])
 def test_words_that_mean_nothing_are_told_so(project: Path, answers: dict[str, Any], word: str, says: str) -> None:
     with pytest.raises(Wrong) as error:

@@ -48,6 +48,8 @@ def test_show_names_command_config_attempts_and_why(person: Person) -> None:
 def test_kill_says_what_it_freed_and_can_be_asked_twice(person: Person, tmp_path: Path) -> None:
     job = person.submit("tick", "--set", f"gate={tmp_path}/gate", "--name", "쥐")
     person.until(job, lambda found: found["state"] == "RUNNING" and found["step"] == 1)
+    refused = person.run("kill", "쥐", "nosuch", code=2).stderr
+    assert "no such job: 'nosuch'" in refused and "nothing was stopped: 쥐 goes on as before" in refused
     said = person.run("kill", "쥐").stdout
     assert f"{job} CANCELLED" in said and "freed" in said
     assert "stopping" in person.run("logs", job).stdout

@@ -118,7 +118,7 @@ def test_a_job_that_starts_while_it_is_cancelled_is_asked_like_one_that_runs(
 
 def test_a_supervisor_that_does_not_answer_leaves_it_to_slurm(
         fake_slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cancel, "NOW_S", 0.4)
+    monkeypatch.setattr(cancel, "NOW_S", 1.5)
     run = slurm_run(tmp_path, "a-1", RUNNING, ["7"])
     fake_slurm.jobs(queued("7", State="RUNNING", NodeList="gpu01"))
 

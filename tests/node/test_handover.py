@@ -16,7 +16,7 @@ from cluster.contract import (
     write_artifact_manifest)
 from cluster.errors import NodeFailure, Unusable
 from cluster.events import Note, Reason
-from cluster.node import handover, peer
+from cluster.node import handover, peer, process
 from cluster.spec import After
 from tests.node.conftest import Job
 
@@ -181,6 +181,7 @@ def test_what_arrives_changed_or_not_whole_is_not_kept(giver: Job, tmp_path: Pat
     request = {"run_dir": str(giver.run.path), "what": "checkpoints.last"}
     sent = list(handover.frames(request))
     inputs = tmp_path / "inputs"
+    (inputs / f".new-{process.hostname()}-{1 << 22}-1-1").mkdir(parents=True)  # of one that was killed
     changed = [(header, body.replace(b"weights", b"weighty")) for header, body in sent]
     for frames in (changed, [one for one in sent if one[0].get("file") != "model.safetensors"]):
         with pytest.raises(NodeFailure, match="did not arrive"):

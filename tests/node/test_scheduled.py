@@ -69,7 +69,7 @@ def test_a_job_that_runs_is_where_slurm_put_it(fake_slurm: FakeSlurm, tmp_path: 
     (RUNNING, {"RestartCnt": "1", "Reason": "BeginTime"}, "PENDING", "node lost", "waits for its begin time"),
     (RUNNING, {"State": "RUNNING", "RestartCnt": "1", "NodeList": "gpu02"}, "PENDING", None, "starting on gpu02"),
     (RUNNING, {"State": "REQUEUE_HOLD", "RestartCnt": "1"}, "PENDING", "node lost",
-     "requeued and held: scontrol release lets it go on"),
+     "requeued and held: launch restart lets it go on"),
     # ended, and only SLURM says so
     (RUNNING, {"State": "TIMEOUT"}, "TIMEOUT", "time limit", ""),
     (RUNNING, {"State": "OUT_OF_MEMORY"}, "OUT_OF_MEMORY", "killed by the kernel: out of memory", ""),
@@ -134,7 +134,7 @@ def test_what_a_supervisor_waits_for_is_said(fake_slurm: FakeSlurm, tmp_path: Pa
     ((*RUNNING, SCHEDULER), "", 90, "CANCELLED", "by scancel: scancel"),
     ((*RUNNING, PREEMPTED), "", 90, "CANCELLED", "SLURM does not know it any more"),
     ((), "mina@lab", 10, "CANCELLED", "by mina@lab: before it started"),
-    ((), "mina@lab", 1, "PENDING", ""),
+    ((), "mina@lab", 1, "PENDING", "stop asked by mina@lab"),
     ((), "", 90, "FAILED", "SLURM does not know it any more"),
 ])
 def test_a_job_that_slurm_has_forgotten(
@@ -220,7 +220,7 @@ def test_a_status_says_once_what_it_could_not_ask(fake_slurm: FakeSlurm, tmp_pat
     fake_slurm.say("squeue", Answer(stderr="squeue: error: busy\n", code=1))
     for number in range(3):
         slurm_run(tmp_path, f"a-{number}", RUNNING, [str(number)])
-    assert view.status({"workdir": str(tmp_path)}, None)["unasked"] == "squeue: busy"
+    assert view.status({"workdir": str(tmp_path)}, None)["unasked"].startswith("squeue: busy")
 
 
 def test_slurm_gets_what_is_left_of_the_time_that_a_client_waits(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_slurm_gets_what_is_left_of_the_time_that_a_client_waits(fake_slurm: Fak
     began = time.monotonic()
     answer = view.status({"workdir": str(tmp_path), "asked_at": time.time() - 1.7}, None)
     assert time.monotonic() - began < 2
-    assert answer["jobs"][0]["state"] == "RUNNING" and answer["unasked"] == "squeue did not answer in 0.8 s"
+    assert answer["jobs"][0]["state"] == "RUNNING" and answer["unasked"].startswith("squeue did not answer in 0.8 s")
 
 
 def test_jobs_without_slurm_do_not_load_what_asks_it(tmp_path: Path) -> None:
