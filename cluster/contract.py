@@ -18,7 +18,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -364,16 +364,21 @@ def read_json_lines(path: Path) -> Iterator[dict]:
 
 
 def merged_metrics(run: RunDir) -> list[dict]:
-    """The metrics of all attempts as one series without a step twice.
+    """The metrics of all attempts as one series without a step twice."""
+    return merged(read_json_lines(attempt.metrics) for attempt in run.attempts())
+
+
+def merged(attempts: Iterable[Iterable[dict]]) -> list[dict]:
+    """The metrics lines of attempts, oldest first, as one series.
 
     The newest attempt wins from its resume step on: the step of its `resumed` line (always the first one our trainer
     writes), or for a program that writes none, the step before its first line. `resumed` lines are left out.
     """
-    merged: list[dict] = []
-    for attempt in run.attempts():
-        lines = [line for line in read_json_lines(attempt.metrics) if isinstance(line.get("step"), int)]
+    series: list[dict] = []
+    for attempt in attempts:
+        lines = [line for line in attempt if isinstance(line.get("step"), int)]
         if lines:
             start = lines[0]["step"] if lines[0].get("event") == "resumed" else lines[0]["step"] - 1
-            merged = [line for line in merged if line["step"] <= start]
-            merged += [line for line in lines if line.get("event") != "resumed"]
-    return merged
+            series = [line for line in series if line["step"] <= start]
+            series += [line for line in lines if line.get("event") != "resumed"]
+    return series

@@ -61,6 +61,10 @@ class Backend(Protocol):
     def metrics(self, run_dir: str, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
         """The merged metrics of all attempts, oldest first."""
 
+    def doctor(self, run_dir: str, points: int = 0) -> Answer:
+        """What is wrong with a job, its curves (of so many points at most; 0: as many as suit a terminal), and where
+        its time went."""
+
     def kill(self, run_dir: str, by: str, grace_s: float | None = None, now: bool = False) -> Answer:
         """Stop a job; returns when nothing of it is left, or with the survivors."""
 

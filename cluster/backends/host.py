@@ -65,6 +65,9 @@ class HostBackend:
     def metrics(self, run_dir: str, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
         return self._shell.ask({"op": "metrics", "run_dir": run_dir, "keys": list(keys)})["lines"]
 
+    def doctor(self, run_dir: str, points: int = 0) -> Answer:
+        return self._shell.ask({"op": "doctor", "run_dir": run_dir, "points": points})
+
     def kill(self, run_dir: str, by: str, grace_s: float | None = None, now: bool = False) -> Answer:
         return self._shell.ask({"op": "kill", "run_dir": run_dir, "by": by, "grace_s": grace_s, "now": now})
 

@@ -24,7 +24,7 @@ _OPS = {
     "submit": ("cluster.node.submit", "submit"), "find": ("cluster.node.submit", "find"),
     "submit_array": ("cluster.node.submit", "submit_array"),
     "status": ("cluster.node.view", "status"), "show": ("cluster.node.view", "show"),
-    "metrics": ("cluster.node.view", "metrics"),
+    "metrics": ("cluster.node.view", "metrics"), "doctor": ("cluster.node.doctor", "doctor"),
     "join": ("cluster.node.joining", "join"), "revive": ("cluster.node.joining", "revive"),
     "kill_all": ("cluster.node.kill", "kill_all"),
     "discard": ("cluster.node.measured", "discard"),

@@ -1,0 +1,134 @@
+"""What is wrong with a job, with its curves and where its time went; and the one word for it that a status shows."""
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.contract import RunDir, write_atomically
+from cluster.events import AttemptEnded, AttemptStarted, Launched
+from cluster.journal import read_journal
+from cluster.node import goodput, rules, series, view
+from cluster.node.findings import Attempt, Case, Line, as_number, leaves
+from cluster.states import ENDED_WORDS
+
+_POINTS = 400  # of a curve, when the question names no number
+_CURVES = 40
+_BUDGET = 192 << 10  # bytes of an attempt that a status looks at: a thousand steps
+_ALL_S = 0.6  # that all jobs of one status may take; what is left says "unknown" this time
+_REMEMBERED = ".health.json"
+_NO_CURVE = ("t", "step", "total", "eta_s", "samples", "save_s")
+
+
+def doctor(request: dict[str, Any], _payload: object) -> dict[str, Any]:
+    """Everything about one job's learning. `points`: of each curve at most."""
+    run = RunDir(Path(request["run_dir"]))
+    seen = view.read_view(run)
+    case = read_case(run, seen)
+    found = rules.judge(case)
+    now = time.time()
+    return {
+        "view": seen, "findings": [asdict(one) | {"page": one.page} for one in found],
+        "health": rules.health(case), "source": _source(case),
+        "curves": curves(case.lines, request.get("points") or _POINTS),
+        "evaluation": case.evaluations[-1] if case.evaluations else None,
+        "marks": [[line["step"], line["event"]] for line in case.skips[-_POINTS:]],
+        "resumes": [one.resume_step for one in case.attempts if one.resume_step is not None],
+        "goodput": goodput.goodput(case.attempts, seen["submitted_at"], seen["ended_at"] or now),
+    }
+
+
+def _source(case: Case) -> str:
+    return "nothing" if not case.lines else "its output" if case.from_log else "its metrics"
+
+
+def read_case(run: RunDir, seen: dict[str, Any], budget: int | None = None) -> Case:
+    """The job of this VIEW as the rules see it; with a budget, by the beginnings and ends of its files."""
+    spec = _spec(run)
+    lines, of_attempts = series.whole(run, spec.get("progress") or {}, budget)
+    attempts = run.attempts()[-len(of_attempts):] if of_attempts else []
+    config = _text(attempts[-1].config if attempts else run.config) or _text(run.config)
+    return Case(
+        job=seen["id"], lines=lines, state=seen["state"], now=time.time(), config=leaves(config),
+        argv=tuple(map(str, spec.get("argv") or ())),
+        world=max(1, (spec.get("gpus") or spec.get("procs") or 1) * (spec.get("nodes") or 1)),
+        attempts=[_attempt(one, own) for one, own in zip(attempts, of_attempts)],
+        from_log=series.from_log(run), written=series.written(run),
+        reason=seen.get("reason") or "", detail=seen.get("detail") or "")
+
+
+def _attempt(directory: Any, lines: Sequence[Line]) -> Attempt:
+    events, _ = read_journal(directory.journal)
+    start = next((event for event in events if isinstance(event, AttemptStarted)), None)
+    launched = next((event for event in events if isinstance(event, Launched)), None)
+    end = next((event for event in reversed(events) if isinstance(event, AttemptEnded)), None)
+    first = lines[0] if lines and lines[0].get("event") == "resumed" else {}
+    resumed = start.resume_step if start else first.get("step") or None
+    return Attempt(
+        directory.number, start.t if start else as_number(first.get("t")), launched.t if launched else None,
+        end.t if end else None, resumed, end.reason.value if end else "", end.detail if end else "", lines)
+
+
+def _spec(run: RunDir) -> dict[str, Any]:
+    try:
+        return json.loads(run.spec.read_bytes())
+    except (OSError, ValueError):  # started by hand
+        return {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+# --- curves -------------------------------------------------------------------------------------------------
+
+def curves(lines: Sequence[Line], points: int) -> dict[str, list[list[float]]]:
+    """Each metric as [step, lowest, mean, highest] of at most so many stretches of equal numbers of lines."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key not in _NO_CURVE and not isinstance(value, str | bool) and (number := as_number(value)) is not None:
+                found.setdefault(key, []).append((line["step"], number))
+    return {key: shortened(values, points) for key, values in list(found.items())[:_CURVES]}
+
+
+def shortened(values: Sequence[tuple[int, float]], points: int) -> list[list[float]]:
+    count = min(points, len(values))
+    cuts = [i * len(values) // count for i in range(count + 1)] if count else []
+    parts = [values[a:b] for a, b in zip(cuts, cuts[1:])]
+    return [[part[-1][0], min(v for _, v in part), sum(v for _, v in part) / len(part), max(v for _, v in part)]
+            for part in parts]
+
+
+# --- the word in a status -----------------------------------------------------------------------------------
+
+def fill(views: Sequence[dict[str, Any]]) -> None:
+    """Set `health` in each of these VIEWS, those that run first, within a bounded time."""
+    deadline = time.monotonic() + _ALL_S
+    for seen in sorted(views, key=lambda one: one["state"] in ENDED_WORDS):
+        seen["health"] = "unknown"
+        if seen["attempt"] is not None and time.monotonic() < deadline:
+            with suppress(OSError, ValueError):  # its files cannot be read: a status says all the rest
+                seen["health"] = _health(RunDir(Path(seen["run_dir"])), seen)
+
+
+def _health(run: RunDir, seen: dict[str, Any]) -> rules.Health:
+    """Of one that has ended it is worked out once."""
+    over = seen["state"] in ENDED_WORDS
+    key, path = f"{seen['state']} {seen['ended_at']}", run.path / _REMEMBERED
+    if over:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if (known := json.loads(path.read_bytes()))["of"] == key:
+                return known["health"]
+    word = rules.health(read_case(run, seen, _BUDGET))
+    if over:
+        with suppress(OSError):  # another person's job
+            write_atomically(path, json.dumps({"of": key, "health": word}).encode())
+    return word

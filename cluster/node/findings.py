@@ -1,0 +1,194 @@
+"""What the rules look at, and what they find."""
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+Line = dict[str, Any]
+Points = list[tuple[int, float]]  # (step, value)
+Severity = Literal["error", "warning", "info"]
+
+PAGE = "docs/doctor.md"
+_WORDS = ("nan", "inf", "-inf")
+_LEAF = re.compile(r"( *)([\w./-]+):(?: +(.*?))? *$")
+_BATCH = ("batch_size", "batch_per_rank", "batch_per_gpu", "batch", "batch_size_per_gpu", "train_batch_size")
+
+
+@dataclass(frozen=True)
+class Finding:
+    rule: str
+    severity: Severity
+    what: str  # with its numbers
+    why: str  # it matters
+    cause: str  # the likely one
+    fix: str  # a command
+    first: int | None = None  # steps: where
+    last: int | None = None
+
+    @property
+    def page(self) -> str:
+        return f"{PAGE}#{self.rule}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt as its journal and files tell it; times in unix s, None: not written."""
+
+    number: int
+    started: float | None = None
+    launched: float | None = None
+    ended: float | None = None
+    resume_step: int | None = None
+    reason: str = ""
+    detail: str = ""
+    lines: Sequence[Line] = ()  # its own metrics, `resumed` lines too
+
+
+@dataclass(frozen=True)
+class Case:
+    """One job. `lines` is the merged series of all its attempts, without a step twice."""
+
+    job: str
+    lines: Sequence[Line]
+    state: str = "COMPLETED"
+    now: float = 0.0  # unix s
+    config: dict[str, str] = field(default_factory=dict)  # dotted key -> value as it is written
+    argv: tuple[str, ...] = ()
+    world: int = 1  # ranks
+    attempts: Sequence[Attempt] = ()
+    from_log: bool = False  # read by progress rules: no times, rounded numbers
+    written: float | None = None  # unix s of the last sign of life
+    reason: str = ""
+    detail: str = ""
+
+    @cached_property
+    def steps(self) -> list[Line]:
+        return [line for line in self.lines if "event" not in line]
+
+    @cached_property
+    def evaluations(self) -> list[Line]:
+        return [line for line in self.lines if line.get("event") == "eval"]
+
+    @cached_property
+    def skips(self) -> list[Line]:
+        return [line for line in self.lines if line.get("event") == "skipped"]
+
+    @cached_property
+    def applied(self) -> int | None:
+        """Updates; None: it counts none."""
+        return next((line["applied"] for line in reversed(self.lines) if isinstance(line.get("applied"), int)), None)
+
+    @property
+    def total(self) -> int | None:
+        return next((line["total"] for line in reversed(self.lines) if isinstance(line.get("total"), int)), None)
+
+    @property
+    def step(self) -> int | None:
+        return self.lines[-1]["step"] if self.lines else None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it went to its last step."""
+        return self.total is not None and self.step is not None and self.step >= self.total
+
+    @property
+    def runs(self) -> bool:
+        return self.state == "RUNNING"
+
+    @cached_property
+    def batches(self) -> list[int]:
+        """What a contrastive loss may be taken over, by the config and the command; empty: nobody says."""
+        said = [value for key, value in self.config.items() if key.rpartition(".")[2] in _BATCH]
+        words = [word for one in self.argv for word in one.split("=", 1)]
+        said += [value for name, value in zip(words, words[1:]) if name.lstrip("-").replace("-", "_") in _BATCH]
+        found = [int(value) for value in said if value.isdecimal()]
+        return sorted({times * batch for batch in found for times in (1, self.world) if times * batch > 1})
+
+    def key(self, *words: str) -> str | None:
+        """The config's key that ends with one of these words, the shortest of several."""
+        found = [key for key in self.config if key.rpartition(".")[2] in words]
+        return min(found, key=lambda key: (key.count("."), len(key)), default=None)
+
+    def number(self, *words: str) -> float | None:
+        key = self.key(*words)
+        return as_number(self.config[key]) if key else None
+
+    def restart(self, **changes: float) -> str:
+        """The command that starts it again with other values, of those keys that its config has."""
+        words = ["launch", "restart", self.job]
+        for word, value in changes.items():
+            if key := self.key(*_SYNONYMS.get(word, (word,))):
+                words += ["--set", f"{key}={value:.3g}"]
+        return shlex.join(words)
+
+    def gentler(self) -> str:
+        """The same with a fifth of the learning rate and a warm-up twice as long."""
+        lr, warmup = self.number(*_SYNONYMS["lr"]), self.number(*_SYNONYMS["warmup"])
+        return self.restart(**({"lr": lr / 5} if lr else {}), **({"warmup": max(500.0, 2 * warmup)} if warmup else {}))
+
+    def again_or(self, command: str) -> str:
+        """`launch kill JOB` of one that runs: it wastes its GPU; else `command`."""
+        return f"launch kill {self.job}" if self.runs else f"launch {command} {self.job}"
+
+
+_SYNONYMS = {"lr": ("lr", "learning_rate", "base_lr"), "warmup": ("warmup", "warmup_steps", "warmup_updates"),
+             "steps": ("max_steps", "total_steps", "steps")}
+
+
+def as_number(value: Any) -> float | None:
+    """None: no number, or one that is not finite."""
+    if isinstance(value, str) and value not in _WORDS:
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def is_broken(value: Any) -> bool:
+    """Whether a metric is not finite; JSON lacks such numbers, so they come as words."""
+    return value in _WORDS or isinstance(value, float) and not math.isfinite(value)
+
+
+def points(lines: Iterable[Line], key: str) -> Points:
+    """The finite values of one metric."""
+    return [(line["step"], value) for line in lines
+            if not isinstance(line.get(key), str) and (value := as_number(line.get(key))) is not None]
+
+
+def mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def median(values: Iterable[float]) -> float:
+    found = sorted(values)
+    return found[len(found) // 2]
+
+
+def recent(found: Points, count: int) -> float:
+    return mean(value for _, value in found[-count:])
+
+
+def leaves(text: str) -> dict[str, str]:
+    """The scalars of a config.yaml as launch writes it (block style), by dotted key. A node has no YAML parser."""
+    found: dict[str, str] = {}
+    above: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        if not (match := _LEAF.fullmatch(line)):
+            continue
+        depth = len(match[1])
+        while above and above[-1][0] >= depth:
+            above.pop()
+        if match[3]:
+            found[".".join([*(key for _, key in above), match[2]])] = match[3].strip("'\"")
+        else:
+            above.append((depth, match[2]))
+    return found

@@ -1,0 +1,124 @@
+"""Rules over time: a job that became slow, stands still, ended badly or did nothing."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cluster.node import thresholds as limit
+from cluster.node.findings import Case, Finding, Line, as_number, median
+
+Interval = tuple[int, int, float]  # (step before, steps, seconds)
+_ENDED_BADLY = {
+    "FAILED": ("an error ended it", "launch logs {job} -n 50"),
+    "OUT_OF_MEMORY": ("more memory was needed than there is", "launch restart {job}"),
+    "TIMEOUT": ("its time was over before its last step", "launch restart {job}"),
+    "NODE_FAIL": ("its machine was lost", "launch restart {job}"),
+}
+
+
+def intervals(lines: Sequence[Line]) -> list[Interval]:
+    """From one update's line to the next, without those in which it evaluated. The passes of an update are written at
+    once, and only its last line has a speed."""
+    found: list[Interval] = []
+    before: Line | None = None
+    for line in lines:
+        if "event" in line:
+            before = line if line["event"] in ("eval", "resumed") else before
+        elif "it_s" in line or "grad_norm" in line:
+            steps, seconds = (0, 0.0) if before is None else (line["step"] - before["step"], _between(before, line))
+            if steps > 0 and seconds >= 0:
+                found.append((line["step"] - steps, steps, seconds))
+            before = line
+    return found
+
+
+def _between(before: Line, line: Line) -> float:
+    start, end = as_number(before.get("t")), as_number(line.get("t"))
+    return -1.0 if start is None or end is None else end - start
+
+
+def slower(case: Case) -> Iterator[Finding]:
+    """The newest stretch beside the middle of what was before it, in the attempt that runs or ran last."""
+    found = intervals(case.attempts[-1].lines if case.attempts else case.lines)[limit.SETTLING_STEPS:]
+    paces = [seconds / steps for _, steps, seconds in found]
+    size = max(limit.SLOWER_STEPS, len(paces) // 5)
+    if len(paces) < 2 * size:
+        return
+    before, now = median(paces[:-size]), median(paces[-size:])
+    if now >= limit.SLOWER * before > 0 and sum(seconds for _, _, seconds in found[-size:]) >= limit.SLOWER_S:
+        since = len(paces) - size
+        while paces[since - 1] >= limit.SLOWER * before:
+            since -= 1
+        first = found[since][0]
+        yield Finding(
+            "slower", "warning",
+            f"{now:.3g} s per step since step {first}, {before:.3g} s before: {now / before:.1f} times as slow",
+            f"what is left takes {now / before:.1f} times as long as was planned",
+            "something else runs on this machine, the data comes more slowly (a disk that is shared or full), or the "
+            "GPU is throttled",
+            "launch nodes", first, found[-1][0] + found[-1][1])
+
+
+def stalled(case: Case) -> Iterator[Finding]:
+    if not case.runs or case.whole or case.written is None:
+        return
+    gap, allowed = case.now - case.written, _allowed_gap(case)
+    if allowed is not None and gap > allowed:
+        yield Finding(
+            "stalled", "error",
+            f"no step for {gap:.0f} s; its pauses until now allow {allowed:.0f} s",
+            "it holds its GPUs and does nothing",
+            "a rank that hangs (in a collective the others wait for it), a loader that waits for a disk, or a lock",
+            f"launch restart {case.job}", case.step, case.step)
+
+
+def _allowed_gap(case: Case) -> float | None:
+    """Seconds without a line that are no stall; None: nothing is known of its pace."""
+    times = [t for line in case.lines[-limit.STALL_LINES:] if (t := as_number(line.get("t"))) is not None]
+    pauses = [after - before for before, after in zip(times, times[1:]) if after >= before]
+    steps = [seconds for _, _, seconds in intervals(case.lines[-limit.STALL_LINES:])]
+    if not pauses and case.from_log:
+        pauses = steps = _paces_of_log(case)
+    if len(pauses) < limit.STALL_FEWEST:
+        return None
+    return max(limit.STALL_STEPS * median(steps or pauses), limit.STALL_PAUSES * max(pauses)) + limit.STALL_S
+
+
+def _paces_of_log(case: Case) -> list[float]:
+    """A log has no times: the mean from its start to its last line stands for every step, the start-up included."""
+    attempt = case.attempts[-1] if case.attempts else None
+    lines = attempt.lines if attempt else ()
+    if attempt is None or attempt.launched is None or case.written is None or len(lines) < limit.STALL_FEWEST:
+        return []
+    return [(case.written - attempt.launched) / len(lines)] * len(lines)
+
+
+def ended_badly(case: Case) -> Iterator[Finding]:
+    if case.state not in _ENDED_BADLY:
+        return
+    cause, fix = _ENDED_BADLY[case.state]
+    at = f" at step {case.step}" if case.step is not None else ""
+    total = f" of {case.total}" if case.total and case.step is not None else ""
+    yield Finding(
+        "ended-badly", "error", f"{case.reason or case.state.lower()}{at}{total}",
+        "it did not do what it was started for", case.detail.strip().split("\n", 1)[0] or cause,
+        fix.format(job=case.job), case.step, case.step)
+
+
+def nothing_done(case: Case) -> Iterator[Finding]:
+    """Completed without a step: a resume past the end, more passes per update than passes."""
+    if case.state != "COMPLETED" or not case.attempts:
+        return
+    newest, step = case.attempts[-1], case.attempts[-1].resume_step
+    events = {line.get("event") for line in newest.lines}
+    if newest.lines and step is not None and None not in events and "done" not in events:
+        yield _nothing(f"the last attempt began at step {step} and trained no step", step,
+                       "it resumed from a checkpoint that is at the end already",
+                       case.restart(steps=2.0 * (case.total or step)))
+    elif case.steps and case.applied == 0:
+        yield _nothing(f"{case.step} steps and not one update", case.step,
+                       "every update was skipped, or `accumulation` is larger than the number of steps", case.restart())
+
+
+def _nothing(what: str, step: int | None, cause: str, fix: str) -> Finding:
+    return Finding("nothing-trained", "error", what,
+                   "it exited 0 and looks like a success; the weights are those it began with", cause, fix, step, step)

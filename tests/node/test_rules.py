@@ -1,0 +1,265 @@
+"""The rules over metrics: each sickness is found with its numbers, and no healthy run has any."""
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from cluster.node import rules, series, thresholds
+from cluster.node.findings import Attempt, Case, Finding, Line, leaves
+from cluster.node.goodput import PARTS, goodput
+
+CONFIG = {"training.optimizer.lr": "0.001", "training.schedule.warmup": "20", "training.max_steps": "400",
+          "training.batch_per_rank": "2"}
+
+
+def run(steps: int = 400, every: int = 100, **change: object) -> list[Line]:
+    """The metrics of a healthy training, as jobs/trainer.py writes them; `change`: key -> value of a step, or a function
+    of it; keys with val/ are those of evaluations."""
+    draw = random.Random(0)
+    lines: list[Line] = [{"t": 100.0, "step": 0, "event": "eval", "applied": 0, "val/psnr": 8.0, "val/psnr_white": 13.0}]
+    for step in range(1, steps + 1):
+        lr = 1e-3 * min(step / 20, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+        line = {"t": 100.0 + step, "step": step, "total": steps, "loss": draw.uniform(0.9, 1.1) / (1 + step / 50), "lr": lr,
+                "applied": step, "grad_norm": draw.uniform(0.1, 1), "it_s": 1.0}
+        lines.append(line | _at(change, step, False))
+        if step % every == 0:
+            found = {"t": 100.0 + step, "step": step, "total": steps, "event": "eval", "applied": step,
+                     "val/psnr": 8 + 12 * (1 - math.exp(-step / 60)), "val/psnr_white": 13.0, "val/psnr_mean": 18.0,
+                     "val/psnr_copy": 16.5, "val/psnr_other": 8 + 9 * (1 - math.exp(-step / 60)), "val/diversity": 0.9}
+            lines.append(found | _at(change, step, True))
+    return lines
+
+
+def _at(change: dict, step: int, evaluation: bool) -> Line:
+    return {key: value(step) if callable(value) else value for key, value in change.items()
+            if key.startswith("val/") is evaluation}
+
+
+def judged(lines: list[Line], **facts: object) -> list[Finding]:
+    return rules.judge(Case("phase3-aaaaaa", lines, **{"config": CONFIG, **facts}))
+
+
+def one(lines: list[Line], **facts: object) -> Finding:
+    [found] = judged(lines, **facts)
+    assert found.rule in rules.NAMES and found.why and found.cause and found.fix.startswith("launch ")
+    return found
+
+
+def skipping(share: float, steps: int = 400) -> list[Line]:
+    """So many of the updates are skipped."""
+    lines, applied = [], 0
+    for line in run(steps):
+        skipped = line["step"] * round(1000 * share) % 1000 < 1000 * share
+        applied += "event" not in line and not skipped
+        lines.append(line | {"applied": applied})
+        if "event" not in line and skipped:
+            lines.append({"t": line["t"], "step": line["step"], "event": "skipped", "reason": "exploded",
+                          "samples_named": "sample_3, sample_9"})
+    return lines
+
+
+@pytest.mark.parametrize("steps", [5, 20, 60, 400])
+def test_a_healthy_run_has_no_findings_however_short(steps: int) -> None:
+    for end in {steps, steps // 2, 1}:
+        lines = [line for line in run(steps, max(1, steps // 4)) if line["step"] <= end]
+        assert judged(lines, state="RUNNING", now=100.0 + end, written=100.0 + end) == []
+    assert judged(run(steps, max(1, steps // 4))) == []
+    assert rules.health(Case("a", run(steps))) == "ok"
+
+
+def test_a_recorded_validation_that_falls_a_little_is_healthy() -> None:
+    """The demo on 24 mice, as it was measured."""
+    measured = {100: 21.80, 200: 21.67, 300: 21.32, 400: 21.43}
+    assert judged(run(**{"val/psnr": measured.get})) == []
+
+
+SICK = {
+    "non-finite": (run(loss=lambda n: "nan" if n > 390 else 1 / n), "not finite in 10 of 400 logged steps, to the last one"),
+    "updates-skipped": (skipping(0.75), "25 % of updates applied"),
+    "at-chance": (run(loss=lambda n: math.log(16) - 0.005 + 0.01 * (n % 2)), "at chance: ln 16 = 2.773; the loss is 2.773"),
+    "loss-constant": (run(loss=0.5), "the loss is 0.5 to the last bit in the last 20"),
+    "no-gradient": (run(grad_norm=0.0), "exactly 0 in the last 5"),
+    "lr-stuck": (run(lr=0.0), "the learning rate is 0 in all 400"),
+    "lr-end": (run(lr=lambda n: 1e-3 * min(1.0, n / 500)), "still in the warm-up of 20 updates"),
+    "white-renders": (run(**{"val/psnr": 13.05}), "the pictures are white: 13.05 dB, the white picture alone has 13.00 dB"),
+    "identity-copy": (run(**{"val/psnr": 16.4, "val/diversity": 0.02}), "comes back in every view: 16.40 dB, copying it has 16.50"),
+    "views-collapsed": (run(**{"val/diversity": 0.05}), "they differ by 5 % of what true views do"),
+    "input-ignored": (run(900, **{"val/psnr_other": lambda n: 7.9 + 12 * (1 - math.exp(-n / 60))}), "with another object's"),
+    "no-better-than-baseline": (run(900, **{"val/psnr": 17.0, "val/psnr_other": 12.0}), "the mean training picture alone has 18.00 dB"),
+    "overfitting": (run(**{"val/psnr": lambda n: 22 - n / 100}), "best at step 100 (21) and is 18 now"),
+    "train-val-gap": (run(psnr=30.0), "psnr is 30 in training and"),
+    "slower": (run(t=lambda n: 100 + n + 3 * max(0, n - 300)), "4 s per step since step 300, 1 s before: 4.0 times as slow"),
+}
+
+
+@pytest.mark.parametrize("rule", SICK)
+def test_each_sickness_is_found_with_its_numbers(rule: str) -> None:
+    lines, words = SICK[rule]
+    found = one(lines)
+    assert (found.rule, words in found.what) == (rule, True), found
+    assert found.first is not None and found.last is not None and found.first <= found.last
+
+
+def test_outputs_are_not_judged_in_the_first_updates() -> None:
+    young = run(thresholds.SETTLED_UPDATES - 2, every=10, **{"val/psnr": 13.0, "val/diversity": 0.0})
+    assert judged(young) == []
+
+
+@pytest.mark.parametrize(("share", "health"), [(0.005, "ok"), (0.2, "warning"), (0.8, "sick")])
+def test_the_word_follows_the_share_of_applied_updates(share: float, health: str) -> None:
+    assert rules.health(Case("a", skipping(share)[:-20], config=CONFIG, state="RUNNING")) == health
+
+
+def test_a_run_that_has_recovered_is_well_again() -> None:
+    sick, well = skipping(0.8), run(700)
+    applied = max(line.get("applied", 0) for line in sick)
+    later = [line | {"step": line["step"] + 400, "applied": line["applied"] + applied} for line in well]
+    assert judged(sick + later, state="RUNNING") == []
+
+
+def test_an_isolated_step_that_is_not_finite_is_history_after_a_while() -> None:
+    lines = run(loss=lambda n: "nan" if n == 30 else 1 / n)
+    assert one(lines).severity == "info"
+    assert one(lines[:60]).severity == "warning"
+
+
+def test_the_fix_is_a_command_with_the_keys_of_its_config() -> None:
+    assert one(SICK["non-finite"][0]).fix == ("launch restart phase3-aaaaaa --set training.optimizer.lr=0.0002 "
+                                              "--set training.schedule.warmup=500")
+    assert one(SICK["non-finite"][0], config={}).fix == "launch restart phase3-aaaaaa"
+    assert one(SICK["no-gradient"][0], state="RUNNING").fix == "launch kill phase3-aaaaaa"
+
+
+def test_a_skipped_schedule_is_named_as_such() -> None:
+    found = {one.rule: one for one in judged([line | ({"lr": 5e-4} if line["step"] > 380 else {}) for line in skipping(0.3)])}
+    assert "120 updates were skipped, and the schedule counts applied ones" in found["lr-end"].what
+    constant = CONFIG | {"training.schedule.decay": "constant"}
+    assert [one.rule for one in judged(run(lr=lambda n: 1e-3 * min(1.0, n / 20)), config=constant)] == []
+
+
+def test_a_rate_that_never_moves_under_a_warm_up() -> None:
+    assert one(run(lr=1e-3)).rule == "lr-stuck"
+    assert judged(run(lr=1e-3), config={}) == []  # nobody said that it should
+
+
+def test_a_loss_at_chance_of_the_batch_that_the_command_names() -> None:
+    wobbling = run(loss=lambda n: 4.0 - n / 100 if n < 124 else math.log(16) + 0.01 * (n % 3 - 1))
+    assert judged(wobbling, config={}) == []  # it came from somewhere else: only who knows the batch can tell
+    assert one(wobbling, config={}, argv=("train.py", "--batch_size", "16")).rule == "at-chance"
+    noisy = random.Random(1)
+    assert judged(run(loss=lambda n: noisy.uniform(0.4, 1.0)), config=CONFIG) == []  # ln 2 is its mean
+
+
+def test_a_stall_is_three_median_steps_and_30_s_but_no_evaluation() -> None:
+    lines = [line for line in run(400) if line["step"] <= 200]
+    for gap, expected in ((3 + 28, []), (3 + 31, ["stalled"])):
+        found = judged(lines, state="RUNNING", now=300.0 + gap, written=300.0)
+        assert [one.rule for one in found] == expected
+    slow_evaluation = [line | {"t": line["t"] + 40 * (line["step"] > 100 or line.get("event") == "eval" and line["step"] == 100)}
+                       for line in lines]
+    assert judged(slow_evaluation, state="RUNNING", now=340.0 + 60, written=340.0) == []
+    assert judged(lines, state="STOPPING", now=9999.0, written=300.0) == []
+    assert judged(run(400), state="RUNNING", now=9999.0, written=500.0) == []  # it writes its artifacts
+
+
+def test_a_log_without_times_stalls_by_its_mean_pace() -> None:
+    lines = [{"step": n, "loss": 1 / n} for n in range(1, 11)]
+    facts = {"state": "RUNNING", "from_log": True, "written": 200.0, "attempts": [Attempt(0, 95.0, 100.0, lines=lines)]}
+    assert judged(lines, now=240.0, **facts) == []
+    assert one(lines, now=281.0, **facts).rule == "stalled"
+
+
+def test_an_ending_that_looks_like_a_success() -> None:
+    nothing = Attempt(1, 1.0, 2.0, 3.0, resume_step=400, lines=[{"step": 400, "event": "resumed"}])
+    assert "began at step 400 and trained no step" in one(run(), attempts=[nothing]).what
+    finished = Attempt(1, 1.0, 2.0, 3.0, resume_step=400, lines=[*nothing.lines, {"step": 400, "event": "done"}])
+    assert judged(run(), attempts=[finished]) == []  # only its last evaluation was missing
+    assert one(run(10, applied=0), attempts=[finished]).rule == "nothing-trained"
+    assert "out of GPU memory at step 400" in one(run(), state="OUT_OF_MEMORY", reason="out of GPU memory").what
+    assert rules.health(Case("a", run(), state="FAILED")) == "ok"  # its learning; its state says the rest
+
+
+# --- other people's programs, by progress rules alone --------------------------------------------------------
+
+FACE_VOICE = {"step": r"Epoch (\d+)/", "total": r"Epoch \d+/(\d+)", "loss": r"Train Loss: ([\d.]+)",
+              "val/loss": r"Val Loss: ([\d.]+)"}
+
+
+def face_voice_log() -> bytes:
+    """The public run: 807 and 143 pairs in batches of 16. What an epoch says is the mean over its batches, the last one
+    smaller (7 and 15): between ln 16 and a little less."""
+    draw = random.Random(0)
+    text = []
+    for epoch in range(1, 47):
+        train, val = (2.7670, 2.7654) if epoch == 1 else (2.7564 + draw.uniform(0, 0.011), 2.7654 + draw.uniform(-1, 1) * 1e-3)
+        text.append(f"Epoch {epoch}/300 [Train]: 100% 51/51 [01:02<00:00, 1.22s/it, loss=1.9534]\r"
+                    f"Epoch {epoch}/300 [Val]: 100% 9/9 [00:06<00:00, 1.47it/s, loss=2.7081]\n"
+                    f"Epoch {epoch}/300: Train Loss: {train:.4f}, Val Loss: {val:.4f}\n")
+    return "".join(text).encode()
+
+
+def test_the_public_face_voice_run_was_at_chance() -> None:
+    lines = series.by_rules(face_voice_log(), FACE_VOICE)
+    assert lines[0] == {"step": 1, "total": 300, "loss": 2.7670, "val/loss": 2.7654} and len(lines) == 46
+    found = one(lines, config={}, from_log=True, state="CANCELLED")
+    assert found.what.startswith("at chance: ln 16 = 2.773") and (found.severity, found.last) == ("error", 46)
+
+
+def test_the_public_mouse_run_applied_nine_percent() -> None:
+    expressions = {"step": r"step (\d+)", "applied": r"param_update_step: (\d+)/", "attempted": r"param_update_step: \d+/(\d+)",
+                   "skipped": r"grad norm too large ([\d.]+)", "loss": r"loss: ([\d.]+)"}
+    log = "".join(
+        (f"WARNING: step {n} grad norm too large {58.02 if n == 766 else 30 + n % 30:.2f} > 20.0, skipping optimizer step\n"
+         if n % 11 else "") + f"param_update_step: {n // 11}/{n} loss: {1 / n:.4f}\n" for n in range(1, 767))
+    found = one(series.by_rules(log.encode(), expressions), config={}, from_log=True, state="RUNNING")
+    assert found.what.startswith("9 % of updates applied: 69 of 766") and "gradient norms of skipped ones around" in found.what
+
+
+def test_rules_without_a_match_find_nothing() -> None:
+    assert series.by_rules(b"hello\n\xff\n", FACE_VOICE) == []
+    assert series.by_rules(b"lr 3\nEpoch 1/2: Train Loss: nan\n", FACE_VOICE | {"loss": r"Train Loss: (\S+)", "lr": r"lr (\S+)"}) \
+        == [{"step": 1, "total": 2, "loss": "nan"}]
+
+
+# --- what belongs to all of them -----------------------------------------------------------------------------
+
+def test_the_keys_of_a_config_without_a_yaml_parser() -> None:
+    text = "# a note\ntraining:\n  optimizer:\n    lr: 1.0e-03\n  list:\n  - 1\n  name: 'a b'\nseed: 0\n"
+    assert leaves(text) == {"training.optimizer.lr": "1.0e-03", "training.name": "a b", "seed": "0"}
+
+
+def test_every_rule_has_its_section_in_the_document_and_every_threshold_is_used() -> None:
+    root = Path(rules.__file__).parents[2]
+    sections = re.findall(r"^## (\S+)$", (root / "docs/doctor.md").read_text(), re.M)
+    assert sorted(sections) == sorted(rules.NAMES)
+    assert {found.rule for lines, _ in SICK.values() for found in judged(lines)} <= set(rules.NAMES)
+    named = [name for name in vars(thresholds) if name.isupper()]
+    code = "".join((root / f"cluster/node/{name}.py").read_text() for name in ("learning", "outputs", "pacing", "goodput"))
+    assert [name for name in named if f"limit.{name}" not in code] == []
+
+
+def test_the_time_of_a_job_adds_up() -> None:
+    own = [{"t": 99.0, "step": 0, "event": "resumed"}, *run(100)[1:]]
+    own = [line | {"t": line["t"] + 11} for line in own]
+    first = Attempt(0, 100.0, 101.0, 230.0, lines=own)
+    second = Attempt(1, 250.0, 251.0, 300.0, resume_step=80, lines=[{"t": 260.0, "step": 80, "event": "resumed"}, *(
+        {"t": 180.0 + n, "step": n, "loss": 1.0, "grad_norm": 1.0, "it_s": 1.0} for n in range(81, 101))])
+    found = goodput([first, second], 90.0, 999.0)
+    assert found["wall"] == pytest.approx(300 - 90) and found["wall"] == pytest.approx(sum(found[part] for part in PARTS))
+    assert (found["queue"], found["between"], found["replay"]) == (10.0, 20.0, 20.0)
+    assert found["useful"] == pytest.approx(100, abs=3) and found["finish"] == pytest.approx(19 + 20)
+    assert goodput([], 0.0, 1.0) == {}
+
+
+@pytest.mark.parametrize("budget", [None, 64 << 10])
+def test_thirty_thousand_steps_are_read_whole_or_by_their_ends(tmp_path: Path, budget: int | None) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"t": n, "step": n, "loss": 1.0, "pad": "x" * 100}) + "\n" for n in range(30_000)))
+    lines = list(series._json_lines(path, budget))
+    assert (lines[0]["step"], lines[-1]["step"]) == (0, 29_999)
+    assert len(lines) == 30_000 if budget is None else 100 < len(lines) < 600
