@@ -15,7 +15,8 @@ _TITLES = ("node", "via", "login", "python", "psutil", "gpus", "disk free", "ino
 
 
 def table(done: Initialised) -> str:
-    rows = [_row(entry) for entry in done.entries]
+    names = {entry.found.name: entry.name for entry in done.entries if not entry.left_out}
+    rows = [_row(entry, names) for entry in done.entries]
     return aligned({title: [row.get(title, "") for row in rows] for title in _TITLES}, _NUMBERS)
 
 
@@ -35,17 +36,17 @@ def summary(done: Initialised) -> str:
          "\n  no host of your ssh configuration can take jobs; `local`, this computer, always can")
 
 
-def _row(entry: Entry) -> dict[str, str]:
+def _row(entry: Entry, names: dict[str, str]) -> dict[str, str]:
+    """`names`: host -> node, of those that were written down."""
     said = entry.found.survey
     row = {"node": entry.name, "via": "" if entry.left_out else entry.via, "login": entry.found.login}
-    if said is None:
+    if said is None or entry.left_out:
         return row | {"left out": visible(first_line(entry.left_out))}
     inodes = said["disk"]["free_inodes"]
     return row | {
         "python": said["python"], "psutil": "yes" if said["psutil"] else "no", "gpus": _gpus(said),
         "disk free": room(said["disk"]["free_bytes"]), "inodes free": "" if inodes is None else f"{inodes:,}",
-        "shares workdir with": ", ".join(entry.found.shares),
-        "left out": visible(first_line(entry.left_out))}
+        "shares workdir with": ", ".join(names[other] for other in entry.found.shares if other in names)}
 
 
 def _gpus(said: dict) -> str:

@@ -67,15 +67,26 @@ def test_the_commands_of_the_readme(testbed: Testbed, tmp_path: Path) -> None:
             if program == "make":
                 continue
             assert program == "launch"
-            said = lab.launch(*argv)
+            said = lab.launch(*_as_here(argv, testbed, tmp_path))
             if argv[0] == "status":
                 assert "RUNNING" in said.stdout or "PENDING" in said.stdout
         assert "trained with ['--config', 'a.yaml']" in lab.logs("x")
         restarted = lab.status("mouse")
         assert restarted["attempt"] == 1
+        assert lab.status("old")["state"] == "RUNNING"
     finally:
-        lab.launch("kill", "--now", "mouse", code=None)
+        lab.launch("kill", "--now", "mouse", "old", code=None)
         testbed.sh("gpu05", "rm -rf /home/me /home/alice/launch /home/alice/data")
+
+
+def _as_here(argv: list[str], testbed: Testbed, tmp_path: Path) -> list[str]:
+    """The ssh configuration and the pid of the README are not those of this machine."""
+    if argv[0] == "init":
+        return [*argv, "--ssh-config", str(testbed.ssh_config("alice")), "--output", str(tmp_path / "written.yaml")]
+    if argv[0] == "adopt":
+        line = "cd /home/me/FaceLift; nohup sleep 600 >old.log 2>&1 </dev/null & echo $!"
+        return ["adopt", f"gpu05:{testbed.sh('gpu05', line, user='alice').strip()}", *argv[2:]]
+    return argv
 
 
 def test_the_commands_of_the_slurm_page(slurm_bed: SlurmBed, tmp_path: Path) -> None:
