@@ -1,6 +1,6 @@
 # make demo      install, a small data set, then a training on this computer, followed to its end
 # make test      what the tests need, then the tests (at most 20 minutes on 2 cores)
-# make campaign  the long rest; ONLY=name runs one part again
+# make campaign  the long rest (at most 60 minutes on 2 cores), with what it measured; ONLY=name runs one part again
 # make bench     the costs of the launcher beside their goals; ONLY=name runs one part
 # make testbed   a SLURM cluster of five nodes on this computer, to try the launcher on; make testbed-down removes it
 
@@ -36,7 +36,7 @@ test: install
 
 campaign: install
 	.ci/packages testbed
-	$(BIN)/python -m pytest -m campaign --timeout 3600 $(if $(ONLY),-k '$(ONLY)')
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m campaign --timeout 3600 -rP $(if $(ONLY),-k '$(ONLY)')
 
 bench: install
 	$(BIN)/python -m tests.bench $(ONLY)

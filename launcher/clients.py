@@ -8,7 +8,7 @@ import os
 
 from cluster.node import process
 
-_PID_BITS = 32
+_PID_BITS = 22  # Linux has no greater pids; ticks of centuries fit above them into what SQLite calls an integer
 
 
 def me() -> int:
