@@ -54,7 +54,7 @@ def test_a_calibration_says_how_long_it_lasts_and_leaves_only_that(here: Lab, tm
     sets = [word for key, value in (SMALL | data).items() for word in ("--set", f"{key}={value}")]
     asked = ("submit", "phase3", "--config", "exp_c", "--gpus", "0", "--dry-run", *sets)
     assert "not measured yet" in here.launch(*asked).stdout
-    done = here.launch(*asked, "--calibrate")
+    done = here.launch(*asked, "--calibrate", timeout_s=240)
     [takes] = [line for line in done.stdout.splitlines() if line.startswith("takes ")]
     assert re.fullmatch(r"takes +~\d.* \(.* s a step, measured on .*, CPU, \d+ s ago by phase3-\w+\); "
                         r"disk .*B, .*B free", takes), takes
