@@ -20,12 +20,15 @@ VERBS = {
     "wait": "block until jobs have ended",
     "show": "everything known about a job",
     "compare": "how jobs differ, and how well each did",
+    "doctor": "is it learning? what is wrong, why, and the command that helps",
+    "report": "a page about a job: curves, pictures, findings, where its time went",
     "pull": "fetch what a job has made",
     "prune": "give disk back, never the only good checkpoint",
     "nodes": "the machines: GPUs and whose they are, disk, load, our jobs",
     "ps": "what runs on a node, and what of it could be adopted",
     "adopt": "take a program that runs already under status, logs, kill and restart",
     "init": "write a cluster.yaml from ~/.ssh/config and sinfo, and test every node",
+    "completion": "a script that lets the shell complete verbs, jobs, nodes and stages",
 }
 _USAGE = "usage: launch VERB …      (launch VERB --help says more)"
 
@@ -83,7 +86,7 @@ def _run(argv: list[str]) -> int:
         raise Wrong(f"no such verb: {verb!r}",
                     hint=(f"nearest: {close}; " if close else "") + f"verbs: {', '.join(VERBS)}")
     command = importlib.import_module(f"launcher.commands.{verb}")
-    if verb != "kill" and "--help" not in argv:
+    if verb not in ("kill", "completion") and "--help" not in argv:
         _go_on()
     return command.run(argv[1:])
 
@@ -97,7 +100,7 @@ def _go_on() -> None:
 
 
 def _help() -> str:
-    lines = [f"  {verb:9}{summary}" for verb, summary in VERBS.items()]
+    lines = [f"  {verb:11}{summary}" for verb, summary in VERBS.items()]
     return "\n".join([_USAGE, "", *lines, "",
                       "A job is named by its id, the beginning of it, its --name, or @last."])
 
