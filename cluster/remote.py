@@ -162,7 +162,7 @@ class _Conversation:
     def answer(self) -> Answer:
         while (at := self._read.find(self._mark)) < 0:
             if not self._more():
-                raise self.failed(self._pipe.exit_code())
+                raise self._torn()
         return json.loads(self._read[:at])
 
     def frames(self) -> Iterator[Frame]:
@@ -178,10 +178,16 @@ class _Conversation:
         left = size - len(blocks[0])
         while left:
             if not (block := self._receive(left)):
-                raise self.failed(self._pipe.exit_code())
+                raise self._torn()
             blocks.append(block)
             left -= len(block)
         return b"".join(blocks)
+
+    def _torn(self) -> ClusterError:
+        """What to tell about an answer that stops in its middle. An agent that said all, and whose exit code overtook
+        what sshd had still to send (it does), was not the one that failed.
+        """
+        return self.failed(self._pipe.exit_code() or None)
 
     def failed(self, code: int | None) -> ClusterError:
         """What to tell about a command that ended without its answer."""
@@ -195,7 +201,7 @@ class _Conversation:
     def _line(self) -> bytes:
         while (at := self._read.find(b"\n")) < 0:
             if not self._more():
-                raise self.failed(self._pipe.exit_code())
+                raise self._torn()
         line = bytes(self._read[:at])
         del self._read[:at + 1]
         return line
