@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.contract import RunDir
 from cluster.errors import NodeFailure, Unusable
-from cluster.node import environment, process
+from cluster.node import environment, lingering, process
 from cluster.node.restart import one_at_a_time
 from cluster.node.submit import START_S, agent_of, last_words, start_supervisor
 from cluster.node.view import read_view
@@ -53,7 +53,7 @@ def _start(run: RunDir, node: int, agent: list[str]) -> int:
     group = run.path.stat().st_mode & 0o040
     errors = run.path / f"member-{node}.err"
     with open(errors, "ab") as log:
-        done = subprocess.run(
+        done = lingering.run(
             [*agent, "supervise", str(run.path), "--node", str(node)], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=log, cwd="/", env=environment.clean(os.environ),
             start_new_session=True, umask=0o027 if group else 0o077)

@@ -17,7 +17,7 @@ from cluster.contract import AttemptDir, RunDir, rename_new, write_atomically
 from cluster.errors import NodeFailure, Refused, Unreachable, Unusable
 from cluster.events import AttemptEnded, AttemptStarted
 from cluster.journal import read_journal
-from cluster.node import environment, process, worktree
+from cluster.node import environment, lingering, process, worktree
 from cluster.node.agent import checked_workdir
 from cluster.spec import BadSpec, JobSpec
 
@@ -334,7 +334,7 @@ def start_supervisor(run: RunDir, by: str, agent: list[str], number: int) -> int
     group = run.path.stat().st_mode & 0o040
     errors = run.path / "supervisor.err"
     with open(errors, "ab") as log:
-        done = subprocess.run(
+        done = lingering.run(
             [*agent, "supervise", str(run.path), "--by", by], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=log, cwd="/", env=environment.clean(os.environ),
             start_new_session=True, umask=0o027 if group else 0o077)

@@ -1,13 +1,14 @@
 """`launch init`: what becomes of each host, and a file that loads whatever the hosts are called."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.inventory import Node
-from cluster.node import survey
+from cluster.node import lingering
 from cluster.sshconfig import host_names
 from configs.load import read_cluster
 from launcher import init
@@ -119,6 +120,25 @@ def test_whether_logind_ends_what_a_login_started(tmp_path: Path, monkeypatch: p
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(survey, "_LOGIND_CONF", (str(tmp_path / "lib"), str(tmp_path / "etc")))
-    monkeypatch.setattr(survey, "_said", lambda command: bus if command[0] == "busctl" else "")
-    assert survey.kills_at_logout() is kills
+    monkeypatch.setattr(lingering, "_LOGIND_CONF", (str(tmp_path / "lib"), str(tmp_path / "etc")))
+    monkeypatch.setattr(lingering, "said", lambda command: bus if command[0] == "busctl" else "")
+    assert lingering.kills_at_logout() is kills
+
+
+def test_a_supervisor_outlives_a_logout_that_ends_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is started below the user's own systemd; where that cannot be, as everywhere else."""
+    tool = tmp_path / "systemd-run"
+    tool.write_text('#!/bin/sh\necho "$XDG_RUNTIME_DIR $*" >"$0.said"\nwhile [ "$1" != -- ]; do shift; done; shift; '
+                    '[ ! -e "$0.broken" ] || exit 1; exec "$@"\n')
+    tool.chmod(0o755)
+    runtime = tmp_path / "user" / str(os.getuid())
+    runtime.mkdir(parents=True)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(lingering, "_RUNTIME", tmp_path / "user")
+    monkeypatch.setattr(lingering, "kills_at_logout", lambda: True)
+    ran = [lingering.run(["sh", "-c", "echo $0", "it runs"], os.environ, capture_output=True)]
+    said = (tmp_path / "systemd-run.said").read_text()
+    assert said == f"{runtime} --user --scope --quiet --collect -- sh -c echo $0 it runs\n"
+    (tmp_path / "systemd-run.broken").touch()
+    ran.append(lingering.run(["sh", "-c", "echo $0", "it runs"], os.environ, capture_output=True))
+    assert [one.stdout for one in ran] == [b"it runs\n"] * 2
