@@ -103,6 +103,24 @@ def test_a_job_that_runs_twice_spoils_nothing(slurm: Lab, slurm_bed: SlurmBed) -
     complete_and_whole(slurm, job, run, 1200, timeout_s=400)
 
 
+@pytest.mark.campaign
+def test_what_slurm_holds_because_its_node_could_not_start_it_goes_on(slurm: Lab, slurm_bed: SlurmBed) -> None:
+    """Whoever looks releases it; it is held again, and a person's restart does not wait for the next time."""
+    spool = "/var/spool/slurmd"
+    slurm_bed.exec("gpu01", "mount", "-t", "tmpfs", "-o", "ro", "tmpfs", spool)
+    try:
+        job = slurm.submit("tiny", "--set", "resources.sbatch.nodelist=gpu01")
+        wait_until(lambda: "released (1 of 3)" in slurm.status(job)["detail"], 30, "it is released")
+        wait_until(lambda: "to be released in" in slurm.status(job)["detail"], 30, "it is held again")
+    finally:
+        slurm_bed.exec("gpu01", "umount", spool)
+    slurm.launch("restart", job)
+    complete_and_whole(slurm, job, run_of(slurm, job), 60)
+    told = slurm.launch("show", job).stdout
+    assert told.count("SLURM could not start job") == 2 and "held it; released by " in told
+    assert slurm.left_over() == []
+
+
 def pending(lab: Lab, bed: SlurmBed) -> str:
     return lab.submit("tiny", "--set", "resources.sbatch.begin=now+1hour")
 
