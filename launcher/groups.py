@@ -25,8 +25,8 @@ class Member:
 
     label: str
     draft: Draft
-    sets: tuple[str, ...] = ()  # what the person changed of it
     needs: tuple[Need, ...] = ()
+    sets: tuple[str, ...] = ()  # what the person changed of it
 
     @property
     def spec(self) -> JobSpec:

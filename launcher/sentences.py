@@ -107,6 +107,8 @@ def draft(ready: Draft, command_lines: list[list[str]]) -> str:
             ("node", f"{spec.place}, {takes}")]
     if spec.time_s:
         rows.append(("time", age(spec.time_s)))
+    if takes := estimates.told(spec.cost, ready.known):
+        rows.append(("takes", takes))
     rows += [("runs", shlex.join(line)) for line in command_lines]
     rows.append(("code", _code(ready)))
     if spec.resume_rule.kind != "none":
@@ -120,8 +122,6 @@ def draft(ready: Draft, command_lines: list[list[str]]) -> str:
     return text + (f"\n\n# config.yaml\n{ready.config.rstrip()}" if ready.config else "")
 
 
-    if takes := estimates.told(spec.cost, ready.known):
-        rows.append(("takes", takes))
 def _code(ready: Draft) -> str:
     if ready.code is None:
         return f"{ready.spec.cwd} as it is"
