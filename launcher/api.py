@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from launcher.census import NodeReport
     from launcher.compare import Comparison
     from launcher.control import Killed
+    from launcher.doctor import Diagnosis
     from launcher.groups import GroupDraft
     from launcher.index import Index
     from launcher.init import Initialised
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from launcher.stages import Request
     from launcher.submit import Draft, Submitted
 
-__all__ = ["Details", "JobStatus", "Statuses", "adopt", "advance", "command_lines", "compare", "draft",
-           "kill", "known", "logs", "pending", "plan_restart", "prune", "pull", "remember", "restart", "send",
+__all__ = ["Details", "JobStatus", "Statuses", "adopt", "advance", "command_lines", "compare", "diagnose",
+           "draft", "kill", "known", "logs", "pending", "plan_restart", "prune", "pull", "remember", "restart", "send",
            "send_group", "show", "status", "submit", "wait", "with_token"]
 
 
@@ -136,7 +137,9 @@ def status(jobs: Sequence[str] = (), *, all_jobs: bool = False, ask_all_nodes: b
     """
     with open_index() as index:
         start = start or Path.cwd()
-        found = rescan(index, start) if ask_all_nodes else None
+        found = rescan(index, start) if ask_all_nodes or index.incomplete else None
+        if found:
+            index.complete()
         return _status(index, jobs, all_jobs, start, timeout_s, keep, found)
 
 
@@ -164,23 +167,25 @@ def kill(jobs: Sequence[str], *, grace_s: float | None = None, now: bool = False
         return control.kill(index, jobs, grace_s, now, start)
 
 
-def plan_restart(job: str, *, sets: Sequence[str] = (), fresh_code: bool = False,
-                 start: Path | None = None) -> Again:
+def plan_restart(job: str, *, sets: Sequence[str] = (), fresh_code: bool = False, node: str | None = None,
+                 gpus: int | None = None, time_s: float | None = None, start: Path | None = None) -> Again:
     """What a restart with these changes would be, without doing it: of a job with what follows from it, or a group."""
     from launcher import again
+    from launcher.restart import Elsewhere
 
     start = start or Path.cwd()
     with open_index() as index:
         settle_leftovers(index, start)
-        return again.plan(index, job, sets, fresh_code, start)
+        return again.plan(index, job, sets, fresh_code, start, Elsewhere(node, gpus, time_s))
 
 
-def restart(plan: RestartPlan, *, grace_s: float | None = None) -> Restarted:
+def restart(plan: RestartPlan, *, grace_s: float | None = None,
+            progress: Progress = lambda here, total, path: None) -> Restarted:
     """Carry out one planned restart; returns when the next attempt has begun. `grace_s`: to save what runs."""
     from launcher import restart as restarting
 
     with open_index() as index:
-        return restarting.restart(index, plan, grace_s)
+        return restarting.restart(index, plan, grace_s, progress)
 
 
 def wait(jobs: Sequence[str], *, tell: Callable[[str], None] = lambda text: None,
@@ -255,6 +260,16 @@ def compare(jobs: Sequence[str], *, start: Path | None = None) -> Comparison:
     with open_index() as index:
         settle_leftovers(index, start)
         return comparing.compare(index, jobs, start)
+
+
+def diagnose(job: str, *, points: int = 0, start: Path | None = None) -> Diagnosis:
+    """What is wrong with a job: findings with numbers, cause and fix, and its curves of so many points at most."""
+    from launcher import doctor
+
+    start = start or Path.cwd()
+    with open_index() as index:
+        settle_leftovers(index, start)
+        return doctor.diagnose(index, job, start, points)
 
 
 def remember(job: str, view: dict[str, Any]) -> JobStatus:

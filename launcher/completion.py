@@ -1,7 +1,7 @@
 """What can stand next on a command line of `launch`: verbs, options, jobs, nodes, stages, run files.
 
-Asked at every press of the Tab key, so nothing heavy is loaded: jobs come from the index, read as it is; names of nodes,
-stages and run files from the files themselves, without a YAML reader.
+Asked at every press of the Tab key, so nothing heavy is loaded: jobs come from the index, read as it is; names of
+nodes, stages and run files from the files themselves, without a YAML reader.
 """
 from __future__ import annotations
 

@@ -4,8 +4,9 @@
     intents  submits whose outcome is not known yet: written before the node is asked, removed with its answer
     held     jobs of a group that are not submitted yet: the next command goes on with what a client began
 
-One SQLite file; deleting it loses nothing that `launch status --rescan` does not bring back. A rollback
-journal, never WAL: homes are on NFS.
+One SQLite file; deleting it loses nothing that `launch status --rescan` does not bring back. A damaged one is moved
+aside, what can be read of it is kept, and the next `launch status` asks every node for the rest. A rollback journal,
+never WAL: homes are on NFS.
 """
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ from launcher.errors import Failed
 
 _VERSION = 2
 _BUSY_S = 10.0
+_INCOMPLETE = 1  # the application_id of a file that was begun anew and misses what the nodes know
 _SCHEMA = """
 CREATE TABLE jobs(
   key TEXT PRIMARY KEY, id TEXT NOT NULL, name TEXT, node TEXT NOT NULL, run_dir TEXT NOT NULL,
@@ -100,6 +102,15 @@ class Index:
 
     def close(self) -> None:
         self._db.close()
+
+    @property
+    def incomplete(self) -> bool:
+        """It was damaged, and the nodes have not been asked since."""
+        return self._db.execute("PRAGMA application_id").fetchone()[0] == _INCOMPLETE
+
+    def complete(self) -> None:
+        with self._db:
+            self._db.execute("PRAGMA application_id = 0")
 
     def put(self, job: Job) -> None:
         self.put_all([job])
@@ -228,27 +239,51 @@ def open_index(path: Path | None = None) -> Iterator[Index]:
                      "set LAUNCH_HOME to a directory that you can write") from None
     except sqlite3.DatabaseError:
         index.close()
-        raise Failed("the index is damaged and was moved aside to " + _move_aside(path).name, str(path),
-                     "launch status --rescan asks every node and fills a new one") from None
+        db, said = _renew(path)
+        db.close()
+        raise Failed(f"it was damaged: {said}", str(path), "give the command again") from None
     finally:
         index.close()
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    for _ in range(2):
-        db = sqlite3.connect(path, timeout=_BUSY_S)
+    db = sqlite3.connect(path, timeout=_BUSY_S)
+    try:
+        _prepare(db)
+        return db
+    except sqlite3.OperationalError:  # locked, read-only, disk full: the file itself is whole
+        db.close()
+        raise
+    except sqlite3.DatabaseError:
+        db.close()
+    db, said = _renew(path)
+    print(f"launch: {path} was damaged, or of another version: {said}", file=sys.stderr)
+    return db
+
+
+def _renew(path: Path) -> tuple[sqlite3.Connection, str]:
+    """A new file in the place of a damaged one, with what can be read of that -> it, and words about it."""
+    aside = _move_aside(path)
+    db = sqlite3.connect(path, timeout=_BUSY_S)
+    _prepare(db)
+    with db:
+        kept = {table: _salvage(aside, table, db) for table in ("jobs", "intents", "held")}
+        db.execute(f"PRAGMA application_id = {_INCOMPLETE}")
+    return db, (f"it is {aside.name} now, {kept['jobs']} job{'' if kept['jobs'] == 1 else 's'} could be read; "
+                "launch status asks every node for the rest")
+
+
+def _salvage(aside: Path, table: str, db: sqlite3.Connection) -> int:
+    """Copy the rows before and behind what is damaged -> how many."""
+    old = sqlite3.connect(f"{aside.absolute().as_uri()}?mode=ro", uri=True)
+    for order in ("ASC", "DESC"):
         try:
-            _prepare(db)
-            return db
-        except sqlite3.OperationalError:  # locked, read-only, disk full: the file itself is whole
-            db.close()
-            raise
-        except sqlite3.DatabaseError:
-            db.close()
-            aside = _move_aside(path)
-            print(f"launch: {path} was damaged, or of another version, and is now {aside.name}; "
-                  "launch status --rescan fills the new one", file=sys.stderr)
-    raise sqlite3.OperationalError("damaged, and it could not be replaced")
+            for row in old.execute(f"SELECT * FROM {table} ORDER BY rowid {order}"):
+                db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(row))})", row)
+        except sqlite3.Error:  # as far as it goes
+            continue
+    old.close()
+    return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
 
 
 def _prepare(db: sqlite3.Connection) -> None:

@@ -30,6 +30,7 @@ class Request:
     gpus: int | None = None  # on each node
     share: bool = False  # one GPU, with other jobs that share it
     no_wait: bool = False  # refuse rather than wait
+    force: bool = False  # also where there is little room
     config: str | None = None
     sets: tuple[str, ...] = ()
     name: str | None = None

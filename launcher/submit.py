@@ -40,6 +40,7 @@ class Draft:
     notes: tuple[str, ...] = ()  # for the person: which nodes were passed over, and why
     others: tuple[Node, ...] = ()  # the other machines of the same job
     no_wait: bool = False
+    force: bool = False
     known: estimates.Known = estimates.Known(None, 0.0)  # of jobs like it
 
     @property
@@ -96,13 +97,13 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
         stat=[*paths.asked(), *map(str, here.values()), *absolute],
         python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=spec if spec.slurm else None,
         busy=("shared" if spec.gpu_share else "alone") if now else "",
-        cost=estimates.question(plan, volume, paths))
+        cost=estimates.question(plan, volume, paths), force=request.force)
     for option, place in here.items():
         stages.check_seen(option, place, prepared["stats"], node)
     if absolute and prepared["stats"].get(resume.value) is None:
         raise Wrong(f"--resume: there is no {resume.value} on this node", node.name)
     stages.check_paths(paths, prepared["stats"], node)
-    _check_prepared(spec, prepared, node)
+    check_prepared(spec, prepared, node)
     if target.peers:
         _check_peers(spec, target)
         spec = team.checked(spec, node, target.peers)
@@ -113,7 +114,8 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
     spec = replace(spec, resume=stages.expand(spec.resume, prepared["home"]), cost=cost,
                    config_digest=digest(config.encode()) if config is not None else None)
     return Draft(spec, node, code, config, bool(prepared.get("have_code")),
-                 script=prepared["slurm"]["script"] if spec.slurm else None, others=target.peers, known=known)
+                 script=prepared["slurm"]["script"] if spec.slurm else None, others=target.peers, known=known,
+                 force=request.force)
 
 
 def _first_that_can(request: stages.Request, resume: _Resume) -> Draft:
@@ -164,7 +166,8 @@ def _ask_twice(ready: Draft) -> dict[str, Any]:
 def _ask(ready: Draft) -> dict[str, Any]:
     backend = reconcile.backend_of(ready.node)
     with packed(None if ready.have_code else ready.code) as payload:
-        answer = backend.submit(ready.spec, ready.config, secret_values(ready.spec), payload, ready.no_wait)
+        answer = backend.submit(ready.spec, ready.config, secret_values(ready.spec), payload, ready.no_wait,
+                                ready.force)
     try:
         team.join(ready.others, answer["run_dir"])
     except (ClusterError, LaunchError):  # all of them take part or none
@@ -224,7 +227,7 @@ def check_name(index: Index, name: str | None, start: Path) -> None:
                             hint=f"take another name, or: launch kill {job.id}")
 
 
-def _check_prepared(spec: JobSpec, prepared: dict[str, Any], node: Node) -> None:
+def check_prepared(spec: JobSpec, prepared: dict[str, Any], node: Node) -> None:
     if problem := prepared.get("env_problem"):
         raise Unusable(problem["what"], node.name, problem["hint"])
     if spec.slurm:
@@ -245,7 +248,7 @@ def _check_peers(spec: JobSpec, target: targets.Target) -> None:
         answer = answers[node.name]
         if isinstance(answer, Exception):
             raise answer
-        _check_prepared(replace(spec, gpu_choice=None if node.gpus == "auto" else tuple(node.gpus)), answer, node)
+        check_prepared(replace(spec, gpu_choice=None if node.gpus == "auto" else tuple(node.gpus)), answer, node)
 
 
 def _check_now(spec: JobSpec, prepared: dict[str, Any], node: Node) -> None:

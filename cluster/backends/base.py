@@ -22,12 +22,13 @@ class Backend(Protocol):
 
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
                 python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
-                busy: str = "", cost: Mapping[str, Any] | None = None) -> Answer:
+                busy: str = "", cost: Mapping[str, Any] | None = None, force: bool = False) -> Answer:
         """Whether the node could take a job, and what it sees. Nothing is started.
 
         `slurm`: a job that SLURM is to judge; raises what it refuses. `busy`: also who
         has the GPUs, for a job that is `alone` on its own or one that is `shared`.
         `cost`: {work, lists}: also what was measured of such work, and how many samples the lists name.
+        `force`: also when there is little room.
         """
 
     def machines(self) -> list[dict[str, Any]]:
@@ -37,11 +38,12 @@ class Backend(Protocol):
         """The command lines that a submit would run on the node. Pure."""
 
     def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
-               code: Payload = b"", no_wait: bool = False) -> Answer:
+               code: Payload = b"", no_wait: bool = False, force: bool = False) -> Answer:
         """Start a job -> {id, run_dir, pid, attempt, slurm_id}. `code` is the packed snapshot when the node does
         not have it.
 
         The same spec again (the same token) is the same job. `no_wait`: raises Refused when it could not begin now.
+        `force`: also when there is little room.
         """
 
     def submit_array(self, specs: Sequence[JobSpec], configs: Sequence[str | None],
@@ -114,10 +116,22 @@ class Backend(Protocol):
     def prune(self, run_dirs: Sequence[str], keep_last: int, dry_run: bool, keep: Sequence[str]) -> list[Answer]:
         """Remove old checkpoints of jobs that have ended: cluster/node/prune.py."""
 
+    def leave_token(self, run_dir: str, token: str) -> str:
+        """Write a file beside a run directory -> its path; `sees` tells whether another node has it too."""
+
+    def luggage(self, run_dir: str) -> Answer:
+        """What of an ended job goes with it to another node: cluster/node/move.py."""
+
+    def arrive(self, request: Mapping[str, Any], content: Payload) -> str:
+        """Take over what another node gave -> the run directory here: cluster/node/move.py."""
+
+    def leave(self, run_dir: str, to: Mapping[str, Any], attempts: int) -> None:
+        """Mark a job as one that goes on elsewhere. Raises Refused: it was started again meanwhile."""
+
     def restart(self, run_dir: str, by: str, grace_s: float | None = None, spec: JobSpec | None = None,
                 config: str | None = None, secrets: Mapping[str, str] | None = None,
-                code: Payload = b"") -> Answer:
-        """Start the next attempt -> {attempt, pid, resume_step}."""
+                code: Payload = b"", released: bool = False) -> Answer:
+        """Start the next attempt -> {attempt, pid, resume_step}. `released`: nothing of it lives on its old node."""
 
     def logs(self, run_dir: str, *, ranks: str | Sequence[int] = "0", attempts: str | int = "last",
              lines: int | None = None, follow: bool = False, offsets: Mapping[str, int] | None = None,

@@ -21,11 +21,12 @@ class HostBackend:
 
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
                 python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
-                busy: str = "", cost: Mapping[str, Any] | None = None) -> Answer:
+                busy: str = "", cost: Mapping[str, Any] | None = None, force: bool = False) -> Answer:
         return self._shell.ask({
             "op": "prepare", "workdir": self.node.workdir, "code_digest": code_digest, "stat": list(stat),
             "cwd": cwd, "need_python": asdict(python or self.node.python),
-            "slurm_spec": asdict(slurm) if slurm else None, "busy": busy, "cost": cost})
+            "slurm_spec": asdict(slurm) if slurm else None, "busy": busy, "cost": cost,
+            "force": force})
 
     def machines(self) -> list[dict[str, Any]]:
         return self._shell.ask({"op": "machines"})["machines"]
@@ -40,9 +41,10 @@ class HostBackend:
         return [["torchrun", world, f"--nproc-per-node={spec.ranks}", "--max-restarts=0", "--no-python", "--", *argv]]
 
     def submit(self, spec: JobSpec, config: str | None, secrets: Mapping[str, str],
-               code: Payload = b"", no_wait: bool = False) -> Answer:
+               code: Payload = b"", no_wait: bool = False, force: bool = False) -> Answer:
         return self._shell.ask({"op": "submit", "workdir": self.node.workdir, "spec": asdict(spec),
-                                "config": config, "secrets": dict(secrets), "no_wait": no_wait}, code)
+                                "config": config, "secrets": dict(secrets), "no_wait": no_wait,
+                                "force": force}, code)
 
     def submit_array(self, specs: Sequence[JobSpec], configs: Sequence[str | None],
                      secrets: Mapping[str, str], parallel: int = 0, code: Payload = b"") -> list[Answer]:
@@ -119,11 +121,23 @@ class HostBackend:
         return self._shell.ask({"op": "prune", "run_dirs": list(run_dirs), "keep_last": keep_last,
                                 "dry_run": dry_run, "keep": list(keep)})["jobs"]
 
+    def leave_token(self, run_dir: str, token: str) -> str:
+        return self._shell.ask({"op": "leave_token", "run_dir": run_dir, "token": token})["path"]
+
+    def luggage(self, run_dir: str) -> Answer:
+        return self._shell.ask({"op": "luggage", "run_dir": run_dir})
+
+    def arrive(self, request: Mapping[str, Any], content: Payload) -> str:
+        return self._shell.ask({**request, "op": "arrive", "workdir": self.node.workdir}, content)["run_dir"]
+
+    def leave(self, run_dir: str, to: Mapping[str, Any], attempts: int) -> None:
+        self._shell.ask({"op": "leave", "run_dir": run_dir, "to": dict(to), "attempts": attempts})
+
     def restart(self, run_dir: str, by: str, grace_s: float | None = None, spec: JobSpec | None = None,
                 config: str | None = None, secrets: Mapping[str, str] | None = None,
-                code: Payload = b"") -> Answer:
+                code: Payload = b"", released: bool = False) -> Answer:
         return self._shell.ask({
-            "op": "restart", "run_dir": run_dir, "by": by, "grace_s": grace_s, "config": config,
+            "op": "restart", "run_dir": run_dir, "by": by, "grace_s": grace_s, "config": config, "released": released,
             "spec": asdict(spec) if spec else None, "secrets": dict(secrets or {})}, code)
 
     def logs(self, run_dir: str, *, ranks: str | Sequence[int] = "0", attempts: str | int = "last",

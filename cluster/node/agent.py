@@ -29,6 +29,8 @@ _OPS = {
     "kill_all": ("cluster.node.kill", "kill_all"),
     "discard": ("cluster.node.measured", "discard"),
     "reach": ("cluster.node.peer", "reach"), "place": ("cluster.node.handover", "place"),
+    "leave_token": ("cluster.node.move", "leave_token"), "luggage": ("cluster.node.move", "luggage"),
+    "arrive": ("cluster.node.move", "arrive"), "leave": ("cluster.node.move", "leave"),
     "adopt": ("cluster.node.adopt", "adopt"), "census": ("cluster.node.census", "census"),
     "processes": ("cluster.node.census", "processes"), "survey": ("cluster.node.survey", "survey"),
     "sees": ("cluster.node.survey", "sees"),
@@ -61,14 +63,15 @@ def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     """What a submit must know before it packs: room, Python, GPUs, and which of the client's files are seen
     here too.
     """
-    workdir = checked_workdir(request["workdir"])
-    room = os.statvfs(workdir)
+    workdir = checked_workdir(request["workdir"], bool(request.get("force")))
+    from cluster.node import room  # a status does without
+    free = room.of(workdir)
     digest = request.get("code_digest")
     return {
         "hostname": process.hostname(), "boot_id": process.boot_id(), "user": _user(),
         "home": str(Path.home()), "workdir": str(workdir), "python": sys.executable,
         "have_code": bool(digest) and (workdir / ".launch" / "code" / str(digest)).is_dir(),
-        "free_bytes": room.f_bavail * room.f_frsize, "free_inodes": room.f_favail,
+        "free_bytes": free.bytes, "free_inodes": free.inodes,
         "stats": {path: _stat(path) for path in request.get("stat", ())},
         "gpus": _gpus(), **(_busy(request["busy"] == "shared") if request.get("busy") else {}),
         "slurm": _forecast(workdir, request), **_measured(workdir, request.get("cost")),
@@ -76,27 +79,26 @@ def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     }
 
 
-def checked_workdir(given: str) -> Path:
-    """The workdir as an absolute path, made when it is not there. Raises Refused: it cannot take a job."""
+def checked_workdir(given: str, force: bool = False) -> Path:
+    """The workdir as an absolute path, made when it is not there. Raises Refused: it cannot take a job, or (unless
+    `force`) has little room left.
+    """
     workdir = Path(given).expanduser()
     if not workdir.is_absolute():
         raise Unusable(f"workdir {given!r} is not an absolute path",
                        hint="correct `workdir:` in cluster.yaml")
-    import tempfile  # a status does without
+    import tempfile
+
+    from cluster.node import room
     try:
         for directory, mode in ((workdir, 0o777), (workdir / ".launch", 0o700), (workdir / "runs", 0o777)):
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
             os.rmdir(tempfile.mkdtemp(prefix=".probe-", dir=directory))
-        room = os.statvfs(workdir)
+        free = room.of(workdir)
     except OSError as error:
         raise Refused(*_words(error, f"the workdir {workdir} cannot take a job")) from None
-    if room.f_bavail * room.f_frsize < FREE_BYTES:
-        raise Refused(f"{workdir}: {room.f_bavail * room.f_frsize / 1e6:.0f} MB free, a job needs "
-                      f"{FREE_BYTES / 1e6:.0f} MB",
-                      hint="free some space, or set another `workdir:` in cluster.yaml")
-    if room.f_files and room.f_favail < FREE_INODES:  # btrfs counts none
-        raise Refused(f"{workdir}: {room.f_favail} inodes free, a job needs {FREE_INODES}",
-                      hint="remove small files there, or set another `workdir:` in cluster.yaml")
+    if not force:
+        room.check(free, workdir, FREE_BYTES, FREE_INODES)
     return workdir
 
 

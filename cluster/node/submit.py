@@ -50,9 +50,9 @@ def submit_array(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
     run at a time (0: all).
     """
     specs = [read_spec(spec) for spec in request["specs"]]
-    workdir = checked_workdir(request["workdir"])
+    workdir = checked_workdir(request["workdir"], bool(request.get("force")))
     with ExitStack() as locks:
-        intents = [locks.enter_context(_token(workdir, spec.token)) for spec in specs]
+        intents = [locks.enter_context(token_file(workdir, spec.token)) for spec in specs]
         names: Names = {}
         earlier = [_earlier(workdir, intent, names) for intent in intents]
         if all(earlier):
@@ -62,7 +62,7 @@ def submit_array(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
         try:
             for number, (spec, intent) in enumerate(zip(specs, intents)):
                 made.append(_take_name(workdir, spec))
-                _write(intent, made[-1].path.name)
+                write_token(intent, made[-1].path.name)
                 specs[number] = dataclasses.replace(spec, id=made[-1].path.name)
                 _fill(made[-1], specs[number], request["configs"][number], snapshot)
                 if request.get("adopted"):
@@ -135,7 +135,7 @@ def _undecided(spec: JobSpec, error: BaseException) -> bool:
 def _undo(made: list[RunDir], intents: list[IO[str]]) -> None:
     for run, intent in zip(made, intents):
         shutil.rmtree(run.path, ignore_errors=True)
-        _write(intent, "")
+        write_token(intent, "")
 
 
 def find(request: dict[str, Any], _payload: object) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _find(workdir: Path, token: str, names: Names) -> dict[str, Any]:
     nothing = {"run_dir": None, "id": None, "unasked": ""}
     if not _intent_path(workdir, token).exists():
         return nothing
-    with _token(workdir, token) as intent:
+    with token_file(workdir, token) as intent:
         try:
             run = _earlier(workdir, intent, names)
         except Unreachable as error:
@@ -191,7 +191,7 @@ def _intent_path(workdir: Path, token: str) -> Path:
 
 
 @contextmanager
-def _token(workdir: Path, token: str) -> Iterator[IO[str]]:
+def token_file(workdir: Path, token: str) -> Iterator[IO[str]]:
     """The file that says which job `token` became, locked: the same submit sent twice waits for the first
     one.
     """
@@ -234,7 +234,7 @@ def _in_queue(run: RunDir, names: Names) -> bool:
     return sbatch.adopt(run, spec, names)
 
 
-def _write(intent: IO[str], name: str) -> None:
+def write_token(intent: IO[str], name: str) -> None:
     intent.seek(0)
     intent.truncate()
     intent.write(name)

@@ -274,6 +274,7 @@ def test_a_full_file_system_is_refused_before_anything_is_made(
         local.submit(command("true"), None, {})
     assert caught.value.exit_code == 4 and "workdir:" in str(caught.value)
     assert local.status(None)["jobs"] == []
+    assert local.submit(command("true"), None, {}, force=True)["attempt"] == 0
 
 
 def test_prepare_says_what_is_wrong_with_the_environment(local: Backend, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from cluster import carry, wire
 from cluster.backends.host import HostBackend
 from cluster.errors import NodeFailure, Refused, Unreachable, Unusable
 from cluster.inventory import Node
+from cluster.remote import _Conversation
 from cluster.spec import CodeRef, PythonEnv
 from tests.cluster.jobs import archive, command
 from tests.cluster.pipe import PipeShell
@@ -195,3 +196,33 @@ def test_the_line_holds_nothing_that_login_shells_read_differently() -> None:
     stdin = wire.framed("cat; echo end") + b"rest\n"
     said = subprocess.run(["sh", "-c", wire.LINE], input=stdin, capture_output=True)
     assert said.stdout == b"rest\nend\n"
+
+
+class _Torn:
+    """A pipe whose agent has ended well, and of whose words only these have come."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def send(self, content: bytes) -> None:
+        pass
+
+    def receive(self, limit: int, timeout_s: float) -> bytes:
+        content, self.content = self.content, b""
+        return content
+
+    def errors(self) -> bytes:
+        return b""
+
+    def exit_code(self) -> int | None:
+        return 0
+
+
+@pytest.mark.parametrize("frames", [b"", b'{"n": 10', b'{"n": 10}\n12345'])
+def test_an_answer_that_stops_in_its_middle_is_a_broken_link(node: Node, frames: bytes) -> None:
+    conversation = _Conversation(_Torn(b"=m=\n" + frames), node, b"=m=", None)
+    assert conversation.begin() == 0
+    with pytest.raises(Unreachable, match="the connection broke"):
+        list(conversation.frames())
+    with pytest.raises(NodeFailure, match="no answer"):
+        _Conversation(_Torn(b"Welcome"), node, b"=m=", None).begin()

@@ -143,6 +143,16 @@ def test_a_client_without_an_index_finds_everything_again(person: Person, tmp_pa
     person.run("wait", job)
 
 
+def test_a_damaged_index_is_rebuilt_by_the_next_status(person: Person) -> None:
+    job = person.submit("tick", "--name", "mouse")
+    person.run("wait", job)
+    index = Path(person.env["LAUNCH_HOME"]) / "index.sqlite"
+    index.write_bytes(b"\xff" * 9000)
+    done = person.run("status", "--all")
+    assert job in done.stdout and "was damaged" in done.stderr
+    assert person.run("logs", "mouse").stdout and list(index.parent.glob("index.sqlite.damaged-*"))
+
+
 def test_a_submit_whose_client_died_is_found_by_the_next_command(person: Person) -> None:
     job = person.submit("tick")
     person.run("wait", job)
