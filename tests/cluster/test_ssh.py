@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from cluster.inventory import Node
 from cluster.spec import CodeRef, PythonEnv
 from tests.cluster.jobs import archive, command
 from tests.helpers import wait_until
-from tests.testbed.clients import client_config, ssh_agent
+from tests.testbed.clients import client_config, open_master, ssh_agent
 from tests.testbed.testbed import Testbed
 
 pytestmark = pytest.mark.testbed
@@ -41,8 +43,8 @@ print(*sorted(found))
 Connect = Callable[..., Backend]
 
 
-@pytest.fixture
-def connect(testbed: Testbed, tmp_path: Path) -> Iterator[Connect]:
+@contextmanager
+def connections(testbed: Testbed, tmp_path: Path) -> Iterator[Connect]:
     """Backends for a node as alice sees it; every job of theirs is ended with the test."""
     opened: list[HostBackend] = []
     workdir = f"/scratch/alice/{tmp_path.name} 작업"
@@ -64,6 +66,22 @@ def connect(testbed: Testbed, tmp_path: Path) -> Iterator[Connect]:
     testbed.sh(NODE, "rm -rf /scratch/alice/*")
 
 
+@pytest.fixture
+def connect(testbed: Testbed, tmp_path: Path) -> Iterator[Connect]:
+    with connections(testbed, tmp_path) as make:
+        yield make
+
+
+@pytest.fixture(params=["fabric", "the ssh program"])
+def either(request: pytest.FixtureRequest, testbed: Testbed, tmp_path: Path) -> Iterator[Connect]:
+    """`connect` by each of the two clients; the second through a connection that only it can use."""
+    with ExitStack() as opened:
+        how = {}
+        if request.param != "fabric":
+            how = {"config": opened.enter_context(open_master(testbed, "alice", NODE, tmp_path)), "ssh_client": "openssh"}
+        yield partial(opened.enter_context(connections(testbed, tmp_path)), **how)
+
+
 def written(backend: Backend, run_dir: str, **how: Any) -> bytes:
     return b"".join(body for _, body in backend.logs(run_dir, **how))
 
@@ -78,8 +96,8 @@ def said_by(error: pytest.ExceptionInfo[ClusterError]) -> str:
     return str(error.value)
 
 
-def test_a_job_over_ssh_from_submit_to_restart(connect: Connect) -> None:
-    backend = connect()
+def test_a_job_over_ssh_from_submit_to_restart(either: Connect) -> None:
+    backend = either()
     assert backend.prepare()["hostname"] == NODE
     spec = command("sh", "-c", "echo \"$1\"; sleep 60", "sh", "a 'b'; 생쥐", node=NODE)
     run = backend.submit(spec, "a: 1\n", {})
@@ -91,8 +109,8 @@ def test_a_job_over_ssh_from_submit_to_restart(connect: Connect) -> None:
     assert backend.show(run["run_dir"])["view"]["attempt"] == 1
 
 
-def test_a_log_is_followed_to_its_last_byte(connect: Connect) -> None:
-    backend = connect()
+def test_a_log_is_followed_to_its_last_byte(either: Connect) -> None:
+    backend = either()
     script = "head -c 3000000 /dev/urandom | tee sent; sleep 0.3; printf end | tee -a sent"
     run = backend.submit(command("sh", "-c", script, node=NODE), None, {})
     frames = list(backend.logs(run["run_dir"], follow=True))
@@ -101,8 +119,8 @@ def test_a_log_is_followed_to_its_last_byte(connect: Connect) -> None:
     assert len(received) == 3000003 and received.endswith(b"end")
 
 
-def test_code_travels_over_ssh(connect: Connect) -> None:
-    backend = connect()
+def test_code_travels_over_ssh(either: Connect) -> None:
+    backend = either()
     code = archive(("data", os.urandom(5_000_000), ""), ("say.sh", b"#!/bin/sh\nwc -c < data\n", ""))
     spec = command("./say.sh", node=NODE, code=CodeRef("abc"))
     run = backend.submit(spec, None, {}, code)
@@ -124,9 +142,9 @@ def test_a_client_that_is_gone_leaves_the_job_and_nothing_else(connect: Connect,
 
 
 def test_a_cut_cable_is_noticed_and_the_reader_goes_on_where_it_was(
-        connect: Connect, testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+        either: Connect, testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.remote.SILENCE_S", 2.0)
-    backend = connect()
+    backend = either()
     run = backend.submit(command("sh", "-c", "echo one; sleep 4; echo two", node=NODE), None, {})
     seen: dict[str, int] = {}
     frames = backend.logs(run["run_dir"], follow=True)
@@ -135,7 +153,7 @@ def test_a_cut_cable_is_noticed_and_the_reader_goes_on_where_it_was(
     with testbed.frozen(NODE), pytest.raises(Unreachable, match="no answer for 2 s"):
         next(frames)
     backend.close()
-    assert body + written(connect(), run["run_dir"], follow=True, offsets=seen) == b"one\ntwo\n"
+    assert body + written(either(), run["run_dir"], follow=True, offsets=seen) == b"one\ntwo\n"
 
 
 def test_an_unknown_key_is_refused_with_the_command_to_accept_it(

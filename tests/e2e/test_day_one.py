@@ -3,13 +3,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from configs.load import read_cluster
 from tests.helpers import wait_until
+from tests.testbed.clients import open_master
 from tests.testbed.slurmbed import SlurmBed
 from tests.testbed.testbed import Testbed
 
@@ -26,6 +24,7 @@ for step in range(1, 10001):
     sys.stderr.flush()
     time.sleep(0.05)
 """
+MORE_HOSTS = "Host dead\n  HostName 127.0.0.1\n  Port 9\nHost github.com\n  User git\nHost *.lab\n  User somebody\n"
 
 
 def table(stdout: str) -> dict[str, str]:
@@ -78,48 +77,33 @@ def test_a_program_that_nohup_started_is_adopted(lab: Lab, testbed: Testbed) -> 
         shutil.rmtree(old)
 
 
-@contextmanager
-def opened_master(config: Path, socket: Path, key: Path) -> Iterator[None]:
-    """Somebody has typed a one-time code: a connection is open that only the ssh program can use."""
-    command = ["ssh", "-F", str(config), "-o", f"ControlPath={socket}"]
-    subprocess.run([*command, "-i", str(key), "-o", "ControlMaster=yes", "-o", "ControlPersist=yes", "-N", "-f", "otp"],
-                   check=True, capture_output=True, timeout=30)
-    try:
-        yield
-    finally:
-        subprocess.run([*command, "-O", "exit", "otp"], check=True, capture_output=True, timeout=30)
-
-
 def test_init_writes_down_what_ssh_reaches(testbed: Testbed, tmp_path: Path) -> None:
-    address = testbed.sh("gpu03", "hostname -I").split()[0]
-    plain = testbed.ssh_config("alice").read_text()
-    proxy = next(line.strip() for line in plain.splitlines() if "ProxyCommand" in line)
-    known = next(line.strip() for line in plain.splitlines() if line.strip().startswith("UserKnownHostsFile"))
-    config, socket = tmp_path / "ssh config", Path(f"/tmp/otp-{testbed.name}")
-    hosts = plain.replace("Host gpu03\n", "Host elsewhere\n").replace("Host gpu04\n", "Host nowhere\n")
-    config.write_text(hosts + f"Host otp\n  HostName {address}\n  User alice\n  {proxy}\n  {known}\n"
-                      f"  IdentityFile none\n  IdentityAgent none\n  ControlPath {socket}\n"
-                      "Host dead\n  HostName 127.0.0.1\n  Port 9\nHost github.com\n  User git\n")
+    """gpu03 wants a one-time code, which somebody has typed; a logout from gpu02 ends everything."""
     lab = Lab(tmp_path, tmp_path, extra_env={"XDG_CONFIG_HOME": str(tmp_path / "settings")})
-    logind = testbed.file("gpu02", "/etc/systemd/logind.conf.d/cluster.conf", "[Login]\nKillUserProcesses=yes\n")
-    with opened_master(config, socket, testbed.root / "ssh/id_alice"), logind:
-        done = lab.launch("init", "--ssh-config", str(config), "--workdir", "/home/alice/launch")
-    rows = table(done.stdout)
     written = tmp_path / "settings/launch/cluster.yaml"
-    found = read_cluster(written)
+    logind = testbed.file("gpu02", "/etc/systemd/logind.conf.d/cluster.conf", "[Login]\nKillUserProcesses=yes\n")
     try:
-        assert set(found.nodes) == {"head", "gpu01", "gpu02", "gpu05", "otp"}
-        assert found.nodes["otp"].ssh.client == "openssh" and " openssh " in rows["otp"]
+        with open_master(testbed, "alice", "gpu03", tmp_path) as one_time, logind:
+            config = tmp_path / "ssh config"
+            plain = testbed.ssh_config("alice").read_text().replace("inner head gpu*", "inner head gpu* !gpu03")
+            config.write_text(f"Match originalhost gpu03\n  Include {one_time}\n{plain}{MORE_HOSTS}")
+            done = lab.launch("init", "--ssh-config", str(config), "--workdir", "/home/alice/launch")
+            assert lab.submit_and_read("--node", "gpu03", "--cwd", "/", "--", "hostname") == "gpu03\n"
+        rows, found = table(done.stdout), read_cluster(written)
+        assert {name for name, node in found.nodes.items() if node.ssh.client == "fabric"} == {
+            "head", "gpu01", "gpu02", "gpu04", "gpu05"}
+        assert found.nodes["gpu03"].ssh.client == "openssh" and " openssh " in rows["gpu03"]
         assert "fabric: it does not let alice in" in written.read_text()
-        assert " fabric " in rows["gpu01"] and "head, gpu02, gpu05, otp" in rows["gpu01"]
+        assert "gpu03, head, gpu02, gpu04, gpu05" in rows["gpu01"] and "inner" not in rows["gpu01"]
         assert "no sshd runs there" in rows["dead"] and "git server" in rows["github.com"]
         assert "same machine as gpu05" in rows["inner"]
         assert "loginctl enable-linger" in rows["gpu02:"] and "gpu01:" not in rows
-        assert "--force" in lab.launch("init", "--ssh-config", str(config), code=4).stderr
         assert not list((testbed.root / "home/alice/launch/.launch/seen-by").iterdir())
+
         nodes = {one["name"]: one for one in json.loads(lab.launch("nodes", "--json").stdout)}
         assert nodes["gpu05"]["reachable"] and nodes["gpu05"]["census"]["disk"]["free_bytes"] > 0
-        assert not nodes["otp"]["reachable"]  # nobody has typed a code
+        assert not nodes["gpu03"]["reachable"] and "denied" in nodes["gpu03"]["problem"]  # nobody types a code
+        assert "--force" in lab.launch("init", code=4).stderr
     finally:
         testbed.sh("head", "rm -rf /home/alice/launch")
 

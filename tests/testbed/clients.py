@@ -65,3 +65,23 @@ def ssh_agent(bed: Bed, user: str, folder: Path) -> Iterator[dict[str, str]]:
         agent.wait()
         agent.stdout.close()
         socket.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_master(bed: Bed, user: str, node: str, folder: Path) -> Iterator[Path]:
+    """Somebody typed a one-time code at `node`: yields a configuration with no key, in which that connection is open
+    and nothing but the ssh program can use it.
+    """
+    socket = Path(f"/tmp/master-{os.getpid()}")  # a socket's path must be short
+    config = client_config(bed, user, folder, agent_only=True)
+    text = config.read_text()
+    config.write_text(f"Host {node}\n  ControlPath {socket}\n  IdentityFile none\n  IdentityAgent none\n{text}")
+    command = ["ssh", "-F", str(config)]
+    key = str(bed.root / "ssh" / f"id_{user}")
+    # Its stderr stays open as long as the connection: nobody may wait for the end of a pipe.
+    subprocess.run([*command, "-i", key, "-o", "ControlMaster=yes", "-o", "ControlPersist=yes", "-N", "-f", node],
+                   check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=30)
+    try:
+        yield config
+    finally:
+        subprocess.run([*command, "-O", "exit", node], check=True, capture_output=True, timeout=30)
