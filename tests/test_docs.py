@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.contract import RunDir
 from configs.load import load_cluster, load_stage
 from jobs.data import toy
 from tests.e2e.lab import Lab
+from tests.launcher.test_prune import checkpoint
 from tests.testbed.slurmbed import SlurmBed
 from tests.testbed.testbed import Testbed
 
@@ -104,3 +106,18 @@ def test_the_commands_of_the_slurm_page(slurm_bed: SlurmBed, tmp_path: Path) -> 
     finally:
         lab.launch("kill", "--now", "mouse", code=None)
         slurm_bed.sh("head", "rm -rf /home/alice/launch /home/alice/data")
+
+
+def test_the_commands_of_the_files_page(tmp_path: Path) -> None:
+    """In their order, on this computer, of a job that has left an artifact and checkpoints."""
+    (tmp_path / "here").mkdir()
+    lab = Lab(tmp_path / "here", tmp_path)
+    makes = 'echo loss 1; mkdir "$LAUNCH_RUN_DIR/artifacts/samples"; echo ok > "$LAUNCH_RUN_DIR/artifacts/samples/0.png"'
+    job = lab.submit("--name", "mouse", "--", "sh", "-c", makes)
+    lab.launch("wait", "mouse")
+    for step in (1, 2, 3):
+        checkpoint(RunDir(lab.run_dir(job)), step)
+    said = [lab.launch(*argv).stdout for _, *argv in commands("docs/files.md")]
+    assert said[0] == "loss 1\n" and "sha256 verified" in said[1] and "would free" in said[3]
+    assert (tmp_path / "here/kept/checkpoints/step-00000003-a000/manifest.json").exists()
+    assert f"{job} on local: freed" in said[4] and "keeps step-00000002-a000: among the newest 2" in said[4]

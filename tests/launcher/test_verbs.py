@@ -244,13 +244,18 @@ def _launch() -> str:
     return shlex.join([sys.executable, "-m", "launcher.cli"])
 
 
-def test_secrets_go_to_the_job_and_into_no_file_of_it(person: Person) -> None:
+def test_secrets_go_to_the_job_and_into_no_file_and_no_command_line(person: Person) -> None:
+    """Also not of the supervisor and its helpers: the job itself looks at every command line there is."""
     stage = person.at / "configs" / "stages" / "tick.yaml"
-    counts = "command: [sh, -c, 'echo $MOUSE_KEY | wc -c']\nsecrets: [MOUSE_KEY]"
+    look = r"""awk 'index($0, ENVIRON["MOUSE_KEY"]) {n++} END {print n + 0}' /proc/[0-9]*/cmdline 2>/dev/null"""
+    (person.at / "look.sh").write_text(f"echo $MOUSE_KEY | wc -c\n{look}\n")
+    counts = "command: [sh, look.sh]\nsecrets: [MOUSE_KEY]"
     text = stage.read_text().replace("python: tick.py", counts).replace("default_config: quick\n", "")
     stage.write_text(text)
-    person.env["MOUSE_KEY"] = "very-secret-indeed"
+    value = os.urandom(9).hex()
+    person.env["MOUSE_KEY"] = value
     done = person.run("submit", "tick", "--follow")
-    assert done.stdout.strip() == "19"
+    assert done.stdout.split() == ["19", "0"]
     run_dir = Path(person.status("@last")["run_dir"])
-    assert not any(b"very-secret" in path.read_bytes() for path in run_dir.rglob("*") if path.is_file())
+    places = [*run_dir.rglob("*"), *Path(person.env["LAUNCH_HOME"]).rglob("*")]
+    assert not any(value.encode() in path.read_bytes() for path in places if path.is_file())
