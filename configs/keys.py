@@ -23,7 +23,7 @@ _GOT = {"object": dict, "array": list, "str": str, "int": int, "float": float, "
         "null": type(None)}
 _KINDS = {inspect.IntType: "a whole number", inspect.VarTupleType: "a list"}
 _AT = re.compile(r"(?P<what>.*?)(?: - at `\$(?P<path>[^`]*)`)?", re.DOTALL)
-_NO_PATH = re.compile(r"random:\d+|\$\{[^{}]+\}")  # random weights; what another job will give
+_NO_PATH = re.compile(r"random:\d+|hub:[^/]+/[^/]+|\$\{[^{}]+\}")  # random weights; what another job will give
 
 
 def decode(document: Document, schema: type[S], at: KeyPath = ()) -> S:

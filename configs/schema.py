@@ -16,6 +16,8 @@ from msgspec.structs import fields
 
 from configs.fields import (
     Count, Resources, ResourcesOverride, Sbatch, Strict, Text, Weight, check_sbatch, parse_duration)
+from configs.clap import Clap1Run, Clap2Run, Clap3Run, ClapEvaluateRun, ClapGenerateRun
+from configs.face_voice import FaceVoiceEvalRun, FaceVoiceRun
 from configs.phase1 import Phase1Run
 from configs.phase2 import Phase2Run
 from configs.phase3 import Phase3Run
@@ -29,7 +31,10 @@ __all__ = [
 
 # By the name that a stage file gives as `schema:`.
 SCHEMAS: dict[str, type[Strict]] = {
-    "phase1": Phase1Run, "phase2": Phase2Run, "phase3": Phase3Run, "reconstruct": ReconstructRun}
+    "phase1": Phase1Run, "phase2": Phase2Run, "phase3": Phase3Run, "reconstruct": ReconstructRun,
+    "face-voice": FaceVoiceRun, "face-voice-eval": FaceVoiceEvalRun,
+    "clap1": Clap1Run, "clap2": Clap2Run, "clap3": Clap3Run, "clap-evaluate": ClapEvaluateRun,
+    "clap-generate": ClapGenerateRun}
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -76,7 +81,10 @@ class StageFile(Strict):
     pipeline: dict[str, dict[str, Any] | None] | None = None  # other stages by their labels: configs.pipeline
     args: tuple[str, ...] = ()  # for torchrun and python; before the path of the resolved config
     pass_config: bool | None = None  # append that path? null: yes for torchrun and python, no for command
-    schema: Literal["phase1", "phase2", "phase3", "reconstruct"] | None = None  # null: the run file is free-form
+    schema: Literal[
+        "phase1", "phase2", "phase3", "reconstruct", "face-voice", "face-voice-eval",
+        "clap1", "clap2", "clap3", "clap-evaluate", "clap-generate",
+    ] | None = None  # null: the run file is free-form
     default_config: Text | None = None
     paths: tuple[str, ...] = ()  # free-form run files: the keys that hold paths, as a.b.c
     resources: Resources = Resources()

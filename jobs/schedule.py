@@ -33,6 +33,7 @@ class Plan:
     patience: int | None = None  # evaluations without a better best_metric, then the run is done
     plateau_patience: int = 2  # the same, then the rate falls (lr_decay: plateau)
     plateau_factor: float = 0.5
+    max_skip_ratio: float = 1.0  # of all updates: beyond it the run ends as non-finite
 
     @property
     def updates(self) -> int:

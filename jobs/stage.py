@@ -32,6 +32,7 @@ class Stage(ABC):
     source: Source
     modules: dict[str, nn.Module]  # what a checkpoint holds; trained is what requires a gradient
     frozen: dict[str, nn.Module] = {}  # what is used, not trained, and in no checkpoint: it must get no gradient
+    gathers = False  # `loss` has collectives: no rank may begin a pass for which another has no batch
     watches_gradients = False  # end the run when a trained tensor gets no gradient (jobs.guards)
     files: dict[str, str] = {}  # module -> its own file of a checkpoint, without ending; default: model
     attachments: Path | None = None  # a directory whose files are linked into each checkpoint
@@ -48,6 +49,11 @@ class Stage(ABC):
     @abstractmethod
     def names(self, batch: Any) -> list[str]:
         """What the samples of a batch are called, for the line about a skipped update."""
+
+    def offenders(self) -> list[str]:
+        """Of the passes of the update that was just skipped, the samples of this rank that are not finite themselves;
+        none: it cannot be said, and all are named."""
+        return []
 
     @abstractmethod
     def evaluate(self, step: int, stop_asked: Callable[[], bool]) -> dict[str, float] | None:

@@ -35,6 +35,7 @@ from jobs.world import World, mixed_seed
 
 REPORT = "report.json"  # in artifacts/: the run went to its end
 _SAY_EVERY_S = 2.0
+_RATIO_AFTER = 50  # updates, before the share of skipped ones is judged
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Trainer:
         self._named = {f"{module}.{name}": parameter for module, owner in stage.modules.items()
                        for name, parameter in owner.named_parameters() if parameter.requires_grad}
         self._optimizer = world.all_or_none(lambda: make_optimizer(stage, self._named, plan))
-        self._watch = GradientWatch(self._named, _frozen(stage)) if stage.watches_gradients else None
+        self._watch = GradientWatch(self._named, self._frozen()) if stage.watches_gradients else None
         self._exchange = Exchange(list(self._named.values()), plan.accumulation, 1 + len(stage.scalars),
                                   world)
         self._writer = (checkpoint.Writer(job, plan.keep_last, self._on_saved, stage.attachments)
@@ -216,8 +217,10 @@ class Trainer:
         error: JobError | None = None
         for row in range(passes):
             batch = next(source)
-            if isinstance(batch, JobError):
-                error = batch
+            error = batch if isinstance(batch, JobError) else None
+            if self.stage.gathers:
+                self.world.agree(error)  # else the others would wait in this pass for the one that has no batch
+            if error:
                 break
             names += self.stage.names(batch)
             self._exchange.put(row, self._pass(batch, first + row))
@@ -272,7 +275,9 @@ class Trainer:
     def _log_skip(self, problem: str, names: list[str]) -> None:
         """Name the samples; end the run when it is stuck."""
         progress = self.progress
-        everyone = ", ".join(name for part in self.world.gather(names) for name in part)
+        gathered = self.world.gather((self.stage.offenders(), names))
+        guilty = [name for offenders, _ in gathered for name in offenders]
+        everyone = ", ".join(guilty or [name for _, part in gathered for name in part])
         self.metrics.write(progress.step, "skipped", reason=problem, samples_named=everyone)
         self.metrics.say(f"step {progress.step}: update skipped ({progress.skipped_in_a_row} in a row): "
                          f"{problem}; samples {everyone}")
@@ -282,6 +287,12 @@ class Trainer:
                 f"{progress.step}: {problem}; samples {everyone}",
                 "the weights are those of the last applied update; look at the samples, lower "
                 "training.optimizer.lr, or start from an earlier checkpoint"))
+        tried = progress.applied + progress.skipped
+        if tried >= _RATIO_AFTER and progress.skipped > self.plan.max_skip_ratio * tried:
+            self.world.agree(NonFinite(
+                f"{progress.skipped} of {tried} updates were skipped, more than "
+                f"{self.plan.max_skip_ratio:.0%}, the last at step {progress.step}: {problem}; samples {everyone}",
+                "look at the samples named in the log, or lower training.optimizer.lr"))
 
     def _log(self, first: int, passes: int, totals: Totals) -> None:
         plan, progress = self.plan, self.progress
@@ -387,13 +398,12 @@ class Trainer:
                 "accumulation": plan.accumulation, "seed": plan.seed,
                 "precision": plan.precision, "torch": torch.__version__, **self.stage.provenance}
 
+    def _frozen(self) -> dict[str, torch.nn.Parameter]:
+        """Everything that must get no gradient: whatever the stage's networks have besides what is trained."""
+        trained = {id(parameter) for parameter in self._named.values()}
+        return {f"{module}.{name}": parameter
+                for module, owner in {**self.stage.frozen, **self.stage.modules}.items()
+                for name, parameter in owner.named_parameters() if id(parameter) not in trained}
+
     def _agreed_stop(self) -> bool:
         return self.world.any(self._stop.asked)
-
-
-def _frozen(stage: Stage) -> dict[str, torch.nn.Parameter]:
-    """Everything that must get no gradient: what a stage calls frozen, and what of its modules is."""
-    found = {f"{module}.{name}": parameter for module, owner in stage.frozen.items()
-             for name, parameter in owner.named_parameters()}
-    return found | {f"{module}.{name}": parameter for module, owner in stage.modules.items()
-                    for name, parameter in owner.named_parameters() if not parameter.requires_grad}

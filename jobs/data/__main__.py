@@ -10,10 +10,10 @@ import sys
 
 import torch
 
-from jobs.data import center, check, normalize, prompts, split, toy
+from jobs.data import center, check, identities, media, normalize, prompts, sounds, split, toy
 from jobs.runtime import run_job
 
-_VERBS = (check, normalize, center, split, prompts, toy)
+_VERBS = (check, normalize, center, split, prompts, toy, identities, media, sounds)
 
 
 def main(arguments: list[str] | None = None) -> None:
