@@ -2,17 +2,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.node.curves import curves
 from configs.errors import NO_VALUE
 from configs.load import ABSENT, diff, look_up
 from configs.yaml12 import parse
 from launcher import control
 from launcher.index import Index, Job
 from launcher.jobs import JobStatus, find_all
+from launcher.plots import Curve
+from launcher.views import point
 
+_POINTS = 400  # of a curve
+_PANELS = 6
+_DRAWN = ("loss", "val/psnr", "val/loss", "psnr", "val/ssim", "val/lpips", "lr")
+_NOT_DRAWN = ("_white", "_mean", "_copy", "_vae", "_chance", "/objects", "/images")  # the same at every step
 RECENT = 50  # logged steps that a training value is the mean of: one step alone says little
 Number = float | int | None
 
@@ -47,6 +54,7 @@ class Compared:
     config: dict[str, Any]  # empty: it has none
     code: str  # commit or digest
     learned: Learned
+    curves: dict[str, Curve] = field(default_factory=dict)  # of each metric
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,20 @@ def _ask(index: Index, job: Job, start: Path) -> Compared:
     config = parse(text, f"config.yaml of {job.id}").data if text.strip() else {}
     recorded = {**((shown["spec"] or {}).get("code") or {}), **(shown.get("code") or {})}
     code = recorded.get("digest") or recorded.get("git_sha") or ""
-    return Compared(status, config if isinstance(config, dict) else {}, code, learned(backend.metrics(job.run_dir)))
+    lines = backend.metrics(job.run_dir)
+    return Compared(status, config if isinstance(config, dict) else {}, code, learned(lines), curves(lines, _POINTS))
+
+
+def panels(jobs: Sequence[Compared]) -> dict[str, dict[str, Curve]]:
+    """What a drawing shows: metric -> {what a job is called: its curve}, of the metrics worth comparing."""
+    found: dict[str, dict[str, Curve]] = {}
+    for one in jobs:
+        name = point((one.job.group or {}).get("point") or {}) or one.job.name or one.job.id
+        for key, curve in one.curves.items():
+            if (key.startswith("val/") or key in _DRAWN) and not key.endswith(_NOT_DRAWN):
+                found.setdefault(key, {})[f"{one.job.id}  {name}" if name != one.job.id else name] = curve
+    order = sorted(found, key=lambda key: (_DRAWN.index(key) if key in _DRAWN else len(_DRAWN), key))
+    return {key: found[key] for key in order[:_PANELS]}
 
 
 def differences(configs: Sequence[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:

@@ -208,6 +208,7 @@ _COLUMNS: dict[str, Callable[[JobStatus, float], str]] = {
     "node": lambda job, now: cut(job.place or job.node, 24),
     "gpus": _gpus,
     "state": lambda job, now: job.state,
+    "health": lambda job, now: "" if job.health == "unknown" else job.health or "",
     "step": _steps,
     "loss": lambda job, now: number(job.loss),
     "it/s": _speed,

@@ -13,15 +13,15 @@ from cluster.contract import RunDir, write_atomically
 from cluster.events import AttemptEnded, AttemptStarted, Launched
 from cluster.journal import read_journal
 from cluster.node import goodput, rules, series, view
+from cluster.node.curves import curves
 from cluster.node.findings import Attempt, Case, Line, as_number, leaves
 from cluster.states import ENDED_WORDS
 
-_POINTS = 400  # of a curve, when the question names no number
-_CURVES = 40
+_POINTS = 120  # of a curve, when the question names no number: what a terminal shows
 _BUDGET = 192 << 10  # bytes of an attempt that a status looks at: a thousand steps
 _ALL_S = 0.6  # that all jobs of one status may take; what is left says "unknown" this time
 _REMEMBERED = ".health.json"
-_NO_CURVE = ("t", "step", "total", "eta_s", "samples", "save_s")
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4", ".webm")
 
 
 def doctor(request: dict[str, Any], _payload: object) -> dict[str, Any]:
@@ -36,10 +36,17 @@ def doctor(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "health": rules.health(case), "source": _source(case),
         "curves": curves(case.lines, request.get("points") or _POINTS),
         "evaluation": case.evaluations[-1] if case.evaluations else None,
-        "marks": [[line["step"], line["event"]] for line in case.skips[-_POINTS:]],
         "resumes": [one.resume_step for one in case.attempts if one.resume_step is not None],
+        "pictures": _pictures(run),
         "goodput": goodput.goodput(case.attempts, seen["submitted_at"], seen["ended_at"] or now),
     }
+
+
+def _pictures(run: RunDir) -> list[list[str | int]]:
+    """[path, bytes] of pictures and films: the artifacts' own, and those of evaluations."""
+    found = [path for place in ("artifacts/*", "attempts/*/validation/*") for path in run.path.glob(place)
+             if path.suffix.lower() in _PICTURES and path.is_file()]
+    return [[path.relative_to(run.path).as_posix(), path.stat().st_size] for path in sorted(found)]
 
 
 def _source(case: Case) -> str:
@@ -85,26 +92,6 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-# --- curves -------------------------------------------------------------------------------------------------
-
-def curves(lines: Sequence[Line], points: int) -> dict[str, list[list[float]]]:
-    """Each metric as [step, lowest, mean, highest] of at most so many stretches of equal numbers of lines."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for line in lines:
-        for key, value in line.items():
-            if key not in _NO_CURVE and not isinstance(value, str | bool) and (number := as_number(value)) is not None:
-                found.setdefault(key, []).append((line["step"], number))
-    return {key: shortened(values, points) for key, values in list(found.items())[:_CURVES]}
-
-
-def shortened(values: Sequence[tuple[int, float]], points: int) -> list[list[float]]:
-    count = min(points, len(values))
-    cuts = [i * len(values) // count for i in range(count + 1)] if count else []
-    parts = [values[a:b] for a, b in zip(cuts, cuts[1:])]
-    return [[part[-1][0], min(v for _, v in part), sum(v for _, v in part) / len(part), max(v for _, v in part)]
-            for part in parts]
 
 
 # --- the word in a status -----------------------------------------------------------------------------------

@@ -65,6 +65,22 @@ def views_collapsed(case: Case) -> Iterator[Finding]:
             case.again_or("show"), found[0]["step"], found[-1]["step"])
 
 
+def embeddings_collapsed(case: Case) -> Iterator[Finding]:
+    """Of every kind X of embeddings whose mean cosine over all pairs is written as X_cosine."""
+    if (case.applied or 0) < limit.SETTLED_UPDATES:
+        return
+    for key in sorted({key for line in case.steps[-limit.RECENT:] for key in line if key.endswith("_cosine")}):
+        found = points(case.steps[-limit.RECENT:], key)
+        if len(found) == limit.RECENT and all(value > limit.SAME_COSINE for _, value in found):
+            yield Finding(
+                "embeddings-collapsed", "error",
+                f"the mean cosine of all pairs of {key.removesuffix('_cosine')} embeddings is {found[-1][1]:.3f}",
+                "every input has the same embedding, so nothing can be told apart",
+                "a learning rate that is too high for pretrained weights, inputs that are all alike, or pooling over "
+                "padding",
+                case.gentler(), found[0][0], found[-1][0])
+
+
 def input_ignored(case: Case) -> Iterator[Finding]:
     found = _settled(case, "val/psnr", "val/psnr_other", updates=limit.OTHER_UPDATES)
     if _all(found, lambda line: line["val/psnr"] - line["val/psnr_other"] < limit.OTHER_DB):
@@ -74,6 +90,17 @@ def input_ignored(case: Case) -> Iterator[Finding]:
             "another object's",
             "it has learned how such objects look, not how this one does",
             "the condition does not arrive (dropped too often, zeroed channels), or too little training",
+            case.again_or("show"), found[0]["step"], found[-1]["step"])
+    updates = limit.GAP_UPDATES if case.whole else limit.OTHER_UPDATES
+    found = _settled(case, "val/gap", "val/gap_low", updates=updates)
+    if _all(found, lambda line: line["val/gap_low"] <= 0):
+        yield Finding(
+            "input-ignored", "warning",
+            f"the loss with another's input is {found[-1]['val/gap']:+.2g} higher than with the right one, by its 5 % "
+            f"bound {found[-1]['val/gap_low']:+.2g}: not above 0",
+            "what is made does not follow what is put in",
+            "the condition does not arrive (its gates at 0, an attention processor that drops it), or too little "
+            "training",
             case.again_or("show"), found[0]["step"], found[-1]["step"])
 
 

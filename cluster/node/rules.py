@@ -13,11 +13,12 @@ Rule = Callable[[Case], Iterator[Finding]]
 _LEARNING: tuple[Rule, ...] = (
     pacing.stalled, learning.non_finite, learning.updates_skipped, learning.at_chance, learning.loss_constant,
     learning.no_gradient, learning.learning_rate, outputs.white_renders, outputs.identity_copy, outputs.views_collapsed,
-    outputs.input_ignored, outputs.no_better_than_baseline, outputs.overfitting, pacing.slower, pacing.nothing_done)
+    outputs.embeddings_collapsed, outputs.input_ignored, outputs.no_better_than_baseline, outputs.overfitting,
+    pacing.slower, pacing.nothing_done)
 RULES: tuple[Rule, ...] = (pacing.ended_badly, *_LEARNING)
 NAMES = ("ended-badly", "stalled", "non-finite", "updates-skipped", "at-chance", "loss-constant", "no-gradient",
-         "lr-stuck", "lr-end", "white-renders", "identity-copy", "views-collapsed", "input-ignored",
-         "no-better-than-baseline", "overfitting", "train-val-gap", "slower", "nothing-trained")
+         "lr-stuck", "lr-end", "white-renders", "identity-copy", "views-collapsed", "embeddings-collapsed",
+         "input-ignored", "no-better-than-baseline", "overfitting", "train-val-gap", "slower", "nothing-trained")
 _SEVERITIES = ("error", "warning", "info")
 
 

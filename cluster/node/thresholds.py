@@ -64,6 +64,10 @@ INPUT_GAP_UPDATES = 200
 # Another object's picture put in costs a model that looks at it several dB (2.6 at a quarter of the demo).
 OTHER_DB = 0.5
 OTHER_UPDATES = 500
+# The difference between the loss with another's sound and with the right one, in a run that went to its end.
+GAP_UPDATES = 200
+# Unrelated embeddings of the demo have a mean cosine below 0.3; at this they are one point.
+SAME_COSINE = 0.95
 # Below what costs no learning: only where validation no longer rises, or at the end. A short run is below it and well.
 BASELINE_UPDATES = 500
 BASELINE_EVALUATIONS = 4

@@ -89,6 +89,7 @@ SICK = {
     "white-renders": (run(**{"val/psnr": 13.05}), "the pictures are white: 13.05 dB, the white picture alone has 13.00 dB"),
     "identity-copy": (run(**{"val/psnr": 16.4, "val/diversity": 0.02}), "comes back in every view: 16.40 dB, copying it has 16.50"),
     "views-collapsed": (run(**{"val/diversity": 0.05}), "they differ by 5 % of what true views do"),
+    "embeddings-collapsed": (run(face_cosine=0.99, voice_cosine=0.2), "of all pairs of face embeddings is 0.990"),
     "input-ignored": (run(900, **{"val/psnr_other": lambda n: 7.9 + 12 * (1 - math.exp(-n / 60))}), "with another object's"),
     "no-better-than-baseline": (run(900, **{"val/psnr": 17.0, "val/psnr_other": 12.0}), "the mean training picture alone has 18.00 dB"),
     "overfitting": (run(**{"val/psnr": lambda n: 22 - n / 100}), "best at step 100 (21) and is 18 now"),
@@ -133,6 +134,17 @@ def test_the_fix_is_a_command_with_the_keys_of_its_config() -> None:
                                               "--set training.schedule.warmup=500")
     assert one(SICK["non-finite"][0], config={}).fix == "launch restart phase3-aaaaaa"
     assert one(SICK["no-gradient"][0], state="RUNNING").fix == "launch kill phase3-aaaaaa"
+
+
+def test_a_sound_that_is_not_listened_to() -> None:
+    deaf = run(**{"val/gap": 0.001, "val/gap_low": -0.002})
+    assert "+0.001 higher than with the right one, by its 5 % bound -0.002" in one(deaf).what
+    assert judged(run(180, every=60, **{"val/gap": 0.001, "val/gap_low": -0.002})) == []
+
+
+def test_a_share_that_is_no_better_than_a_guess() -> None:
+    assert "match is 0.510, chance is 0.500" in one(run(**{"val/match": 0.51, "val/match_chance": 0.5})).what
+    assert judged(run(**{"val/match": 0.6, "val/match_chance": 0.5})) == []
 
 
 def test_a_skipped_schedule_is_named_as_such() -> None:

@@ -1,0 +1,23 @@
+"""launch report: one page about a job."""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import report
+from launcher.commands._common import here, parser
+
+
+def run(argv: Sequence[str]) -> int:
+    args = _parser().parse_args(argv)
+    print(os.path.relpath(report.write(args.job, args.output, here())))
+    return 0
+
+
+def _parser():
+    p = parser("report", "One HTML page about a job that needs no network: findings, curves, pictures, where its "
+                         "time went, code, config and inputs. Prints its name.")
+    p.add_argument("job", nargs="?", default="@last", metavar="JOB", help="default: @last")
+    p.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: the job's id and .html")
+    return p
