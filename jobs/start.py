@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from jobs.world import World
 
 
-def arguments(stage: str, about: str) -> argparse.Namespace:
-    """config, run_dir and resume of the command line of `jobs.<stage>`."""
+def arguments(stage: str, about: str, **flags: str) -> argparse.Namespace:
+    """config, run_dir and resume of the command line of `jobs.<stage>`, and its own flags, each with its help."""
     parser = argparse.ArgumentParser(prog=f"python -m jobs.{stage}", description=about)
     parser.add_argument("config", type=Path, help=f"a run file (configs/runs/{stage}/*.yaml)")
     parser.add_argument("--run-dir", help=f"where to write; default: runs/{stage}-by-hand-<time>")
     parser.add_argument("--resume", help="a checkpoint directory to go on from")
+    for flag, words in flags.items():
+        parser.add_argument(f"--{flag.replace('_', '-')}", action="store_true", help=words)
     return parser.parse_args()
 
 

@@ -1,0 +1,59 @@
+"""Is it learning? What a contrastive training says aloud when it is not.
+
+A loss that stays at ln(batch) is that of guessing, however smooth its curve looks.
+"""
+from __future__ import annotations
+
+import math
+from collections import deque
+
+from configs.face_voice import Guards
+from jobs.runtime import JobError
+
+
+class NotLearning(JobError):
+    """An alarm in a run that stops at one."""
+
+    exit_code = 3
+
+
+class Alarms:
+    """Each is said when it begins, and again only when all was well for a while meanwhile. Texts or None."""
+
+    def __init__(self, guards: Guards, batch: int) -> None:
+        self._guards, self._chance = guards, math.log(batch)
+        self._losses: deque[float] = deque(maxlen=guards.chance_window)
+        self._since: dict[str, int] = {}  # of those that were said: for how long all has been well
+
+    def of_loss(self, step: int, loss: float) -> str | None:
+        """`loss` of a step, as the ranks share it."""
+        guards = self._guards
+        self._losses.append(abs(loss - self._chance))
+        full = len(self._losses) == guards.chance_window and step >= guards.chance_after
+        distance = sum(self._losses) / len(self._losses)
+        return self._told("loss", full and distance <= guards.chance_share * self._chance,
+                          f"the loss stays at ln(batch) = {self._chance:.3f}, the loss of guessing (off by "
+                          f"{distance:.3f} on average in {guards.chance_window} steps): the towers may be random and "
+                          "frozen, the learning rate too low, faces and voices mixed up")
+
+    def of_spread(self, what: str, std: float, cosine: float) -> str | None:
+        """The spread (models.face_voice.Spread) of the embeddings of a batch."""
+        guards = self._guards
+        return self._told(what, std < guards.min_std or cosine > guards.max_cosine,
+                          f"the embeddings of {what} have collapsed: std {std:.3f} (1 is spread evenly), mean cosine "
+                          f"of all pairs {cosine:.3f}: everybody looks alike")
+
+    def of_validation(self, step: int, value: float, low: float, high: float) -> str | None:
+        """1:2 matching of people that are not trained on, with its interval."""
+        return self._told("validation", step >= self._guards.chance_after and low <= 0.5,
+                          f"validation is at chance: 1:2 matching {value:.3f} ({low:.3f} .. {high:.3f}), chance 0.5")
+
+    def _told(self, name: str, on: bool, text: str) -> str | None:
+        new = on and name not in self._since
+        if on:
+            self._since[name] = 0
+        elif name in self._since:
+            self._since[name] += 1
+            if self._since[name] >= self._guards.chance_window:
+                del self._since[name]
+        return text if new else None
