@@ -4,7 +4,7 @@ Only names and the definition of a verified checkpoint live here. Standard libra
 and imported by training code.
 
     <workdir>/runs/<job-id>/
-      spec.json  config.yaml  slurm.json  code/  control/  artifacts/
+      spec.json  config.yaml  slurm.json  adopted.json  code/  control/  artifacts/
       attempts/000/   journal.jsonl heartbeat.json metrics.jsonl env.json spec.json config.yaml inputs.json ranks/ logs/
                       node-1.jsonl node-1.heartbeat.json node-1.env.json … by the supervisors of the other nodes
       team.json       where the supervisor of node 0 listens for those of the other nodes

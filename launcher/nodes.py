@@ -44,7 +44,7 @@ def node_named(name: str, start: Path) -> Node:
     close = nearest(name, known)
     raise Wrong(f"no such node: {name!r}", found.source if found else None,
                 (f"nearest: {close}; " if close else "") + f"nodes: {', '.join(known)}"
-                + ("" if found else "; there is no cluster.yaml: see configs/cluster.example.yaml"))
+                + ("" if found else "; there is no cluster.yaml: launch init writes one"))
 
 
 def _cluster(start: Path) -> ClusterFile | None:

@@ -66,7 +66,7 @@ def candidates(start: Path) -> list[Target]:
     found = nodes.in_file(start)
     if not found:
         raise Wrong("--node any: no node is named in a cluster.yaml",
-                    hint="see configs/cluster.example.yaml; without one there is only `local`, this computer")
+                    hint="launch init writes one; without it there is only `local`, this computer")
     return [Target(node) for node in found]
 
 

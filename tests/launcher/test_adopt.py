@@ -41,7 +41,13 @@ def by_hand(directory: Path) -> Iterator[subprocess.Popen[str]]:
             wait_until(lambda: b"child" in (directory / "out.log").read_bytes(), 20, "its first words")
             yield program
         finally:
-            program.kill()
+            end(trees.Tree((program.pid, process.start_time(program.pid) or 0)), child_of(directory))
+
+
+def end(tree: trees.Tree, *orphans: int) -> None:
+    tree.known.update((pid, process.start_time(pid) or 0) for pid in orphans)
+    for one in tree.living():
+        process.send(one.identity, signal.SIGKILL)
 
 
 def child_of(directory: Path) -> int:
@@ -115,11 +121,12 @@ def test_a_rank_belongs_to_what_started_it() -> None:
     line = [sys.executable, "-c", "import os, time; os.fork(); os.fork(); time.sleep(99)"]
     with subprocess.Popen(["sh", "-c", '"$@"; :', "sh", *line], start_new_session=True) as shell:
         tree = trees.Tree((shell.pid, process.start_time(shell.pid)))
-        workers = wait_until(lambda: len(found := tree.living()) == 5 and found, 10, "four processes and their shell")
-        table = process.process_table()
-        assert {trees.root_of(one.pid, table).pid for one in workers} == {shell.pid}
-        shell.kill()
-        shell.wait()
-        assert len(tree.living()) == 4  # orphans now, and not lost from sight
-        for one in tree.living():
-            process.send(one.identity, signal.SIGKILL)
+        try:
+            workers = wait_until(lambda: len(found := tree.living()) == 5 and found, 10, "four processes and their shell")
+            table = process.process_table()
+            assert {trees.root_of(one.pid, table).pid for one in workers} == {shell.pid}
+            shell.kill()
+            shell.wait()
+            assert len(tree.living()) == 4  # orphans now, and not lost from sight
+        finally:
+            end(tree)
