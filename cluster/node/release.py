@@ -40,10 +40,11 @@ def go_on(views: Sequence[dict[str, Any]]) -> list[str]:
     """
     found = [view for view in views if view["state"] == "PENDING" and not view["unasked"] and view["queue"]
              and view["queue"]["state"] == "PENDING" and launch_failed(view["queue"]["reason"])]
-    released = [view for view in found if _noted(RunDir(Path(view["run_dir"])), view["queue"]["id"])]
+    runs = [RunDir(Path(view["run_dir"])) for view in found]
+    released = [view for run, view in zip(runs, found) if _noted(run, view["queue"]["id"])]
     failed = _release([view["queue"]["id"] for view in released])
-    for view in found:
-        view["detail"] = failed or _words(RunDir(Path(view["run_dir"])), view)
+    for run, view in zip(runs, found):
+        view["detail"] = failed if failed and view in released else _words(run, view)
     return [f"{view['id']}: {view['detail']}" for view in released]
 
 
@@ -68,12 +69,16 @@ def notes(run: RunDir) -> list[dict[str, Any]]:
 
 def _noted(run: RunDir, id: str) -> bool:
     """Whether the job is to be released now, which is written down then."""
-    if (run.control / "stop").exists():
+    if _to_end(run):
         return False
     with _releases(run) as file:
         if file is None or _left(_read(run), id) == 0 or _patience_s(_read(run)) > 0:
             return False
         return _note(file, Release(time.time(), id))
+
+
+def _to_end(run: RunDir) -> bool:
+    return (run.control / "stop").exists()
 
 
 def _release(ids: Sequence[str]) -> str:
@@ -88,6 +93,8 @@ def _release(ids: Sequence[str]) -> str:
 
 
 def _words(run: RunDir, view: dict[str, Any]) -> str:
+    if _to_end(run):
+        return view["detail"]
     done, id = _read(run), view["queue"]["id"]
     left = _left(done, id)
     if done and done[-1].t >= view["queue"]["asked_at"]:
