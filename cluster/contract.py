@@ -157,6 +157,11 @@ class RunDir:
         return self.path / "releases.jsonl"
 
     @property
+    def moved_to(self) -> Path:
+        """{node, run_dir, by, t}: the job goes on there; what is left here is what did not go with it."""
+        return self.path / "moved_to.json"
+
+    @property
     def adopted(self) -> Path:
         """{pid, started, log, gpus}: what attempt 0 took over; only of a job whose program runs without launch."""
         return self.path / "adopted.json"

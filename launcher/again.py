@@ -13,7 +13,7 @@ from launcher.control import node_and_backend
 from launcher.errors import Refused, Wrong
 from launcher.index import Index, Job
 from launcher.jobs import find_all
-from launcher.restart import RestartPlan, plan_restart
+from launcher.restart import SAME, Elsewhere, RestartPlan, plan_restart
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Again:
     notes: tuple[str, ...] = ()
 
 
-def plan(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path) -> Again:
+def plan(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path,
+         other: Elsewhere = SAME) -> Again:
     """Raises Wrong, Refused, ConfigError and ClusterError."""
     jobs = find_all(index, word)
     reconcile.refresh(index, [job for job in jobs if not job.ended], start)
@@ -32,6 +33,11 @@ def plan(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: 
     chosen = jobs if len(jobs) == 1 else _failed(jobs, word)
     if sets and len(chosen) > 1 and (chosen[0].view.get("group") or {}).get("kind") == "pipeline":
         raise Wrong(f"--set: {word} is a pipeline", hint=f"say which stage: launch restart {chosen[0].name} --set …")
+    if other != SAME:
+        if len(chosen) > 1:
+            raise Wrong(f"--node, --gpus and --time are for one job, {word} is {len(chosen)}",
+                        hint=f"say which: launch restart {chosen[0].name or chosen[0].id} …")
+        return Again((plan_restart(index, chosen[0].id, sets, fresh_code, start, other),))
     plans = [_chosen(index, job, sets, fresh_code, start) for job in chosen]
     following, notes = _following(index, chosen, start)
     plans += [_anew(index, job, start) for job in following]

@@ -94,6 +94,11 @@ def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = A
     result = Refreshed({name: str(answers[name]) for name in answers if name not in answered})
     fresh = [job for name, answer in answered.items()
              for job in _heard(result, name, answer, by_node.get(name, []))]
+    if any(job.view.get("moved_to") for job in fresh):
+        from launcher import move  # few jobs are
+
+        fresh = move.followed(fresh, start, max(MEND_S, until - time.monotonic()))
+        result.ended = [job for job in fresh if job.ended and job.key in {one.key for one in result.ended}]
     if blind := [job for name in result.unreachable for job in by_node.get(name, []) if job.view.get("hosts")]:
         from launcher import team
 
@@ -201,7 +206,7 @@ def _attributed(answered: dict[str, list[dict[str, Any]]], nodes: Mapping[str, N
     for asking, views in answered.items():
         for view in views:
             meant = view.get("node")
-            mine = meant == asking
+            mine = meant == asking and not view.get("moved_to")
             there = meant not in has or view["run_dir"] in has[meant]
             elsewhere = meant in nodes and meant != "local" and there
             job = from_view(view, meant if elsewhere and not mine else asking, now)

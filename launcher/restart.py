@@ -7,18 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import Unreachable
 from cluster.inventory import Node
 from cluster.spec import CodeRef, Cost, JobSpec, digest
-from launcher import estimates, reconcile, snapshot, stages, team
+from launcher import estimates, move as moving, reconcile, snapshot, stages, team
 from launcher.control import heard, node_and_backend, whoami
 from launcher.errors import Refused, Wrong
 from launcher.index import Index, Job
-from launcher.jobs import find
+from launcher.jobs import ENDED, find
 from launcher.nodes import node_named
 from launcher.submit import packed, secret_values
 
 if TYPE_CHECKING:
     from cluster.backends.base import Backend
+    from launcher.move import Move
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class RestartPlan:
     secrets: dict[str, str] = field(default_factory=dict)
     changes: tuple[tuple[str, Any, Any], ...] = ()
     others: tuple[Node, ...] = ()  # the other machines of the same job
+    gives_up: str = ""  # what it has now and will not have then
+    move: Move | None = None  # to another machine
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,36 @@ class Restarted:
     resume_step: int | None
     resume: str | None = None  # the checkpoint's path, when its name says no step
     slurm_id: str | None = None  # it waits in SLURM's queue
-    waits: str = ""  # for what other jobs
+    waits: str = ""  # for what other jobs, or for whose GPUs
 
 
-def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path) -> RestartPlan:
+@dataclass(frozen=True)
+class Elsewhere:
+    """What a restart is to have instead of what the job has; None: the same."""
+
+    node: str | None = None
+    gpus: int | None = None
+    time_s: float | None = None
+
+
+SAME = Elsewhere()
+
+
+def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path,
+                 other: Elsewhere = SAME) -> RestartPlan:
     """What a restart would change. Raises Wrong, Refused, ConfigError and ClusterError."""
     job = find(index, word)
     node, backend = node_and_backend(job, start)
-    shown = backend.show(job.run_dir)
+    try:
+        shown = backend.show(job.run_dir)
+    except Unreachable as error:
+        raise (moving.lost(job, error) if other.node else error) from None
     spec = _spec_of(shown, job)
+    if other != SAME:
+        if sets or fresh_code:
+            raise Wrong("--node, --gpus and --time keep the job as it is; --set and --fresh-code keep where it runs",
+                        hint="one restart after the other does both")
+        return _plan_elsewhere(job, node, shown, spec, other, start)
     others = tuple(node_named(name, start) for name in spec.hosts[1:])
     if not sets and not fresh_code:
         return RestartPlan(job, node, None, None, None, secret_values(spec), others=others)
@@ -61,6 +86,33 @@ def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool,
     spec = replace(spec, code=code.code if code else spec.code, cost=cost,
                    config_digest=digest(config.encode()) if config is not None else spec.config_digest)
     return RestartPlan(job, node, spec, config, code, secret_values(spec), changes, others)
+
+
+def _plan_elsewhere(job: Job, node: Node, shown: dict[str, Any], spec: JobSpec, other: Elsewhere,
+                    start: Path) -> RestartPlan:
+    had = spec
+    if spec.slurm is not None and other != Elsewhere(node=other.node):
+        raise Wrong("--gpus and --time: a restart on SLURM keeps those of its allocation",
+                    hint=f"a new job has others: launch submit {spec.stage} --resume {spec.id} …")
+    if other.gpus is not None:
+        spec = replace(spec, gpus=other.gpus, gpu_share=False)
+    if other.time_s is not None:
+        spec = replace(spec, time_s=other.time_s)
+    if other.node is None:
+        return RestartPlan(job, node, spec, None, None, secret_values(spec), gives_up=_given_up(shown, had, spec, None))
+    move, spec, config = moving.plan(job, shown, spec, node, other.node, start)
+    return RestartPlan(job, node, spec, config, None, secret_values(spec), move=move,
+                       gives_up=_given_up(shown, had, spec, move.to))
+
+
+def _given_up(shown: dict[str, Any], had: JobSpec, spec: JobSpec, to: Node | None) -> str:
+    """In words for a person; empty: nothing."""
+    if shown["view"]["state"] in ENDED or to is None and had.gpus == spec.gpus:
+        return ""
+    gpus = f"its {had.gpus} GPU{'s' * (had.gpus > 1)} on {had.node}" if had.gpus else ""
+    if to is None:
+        return f"{gpus or 'nothing'}, and takes {spec.gpus} when they are free"
+    return gpus or f"its place on {had.node}"
 
 
 def _spec_of(shown: dict[str, Any], job: Job) -> JobSpec:
@@ -81,7 +133,7 @@ def _changed_config(shown: dict[str, Any], spec: JobSpec, sets: Sequence[str], n
     new = resolve_text(stage, shown["config"], where, list(sets))
     if any(key.split(".")[0] == "resources" for key in new.set_keys):
         raise Wrong("--set resources…: a restart keeps the GPUs and the time of the job",
-                    hint=f"a new job takes others: launch submit {spec.stage} --resume {spec.id} …")
+                    hint=f"other ones: launch restart {spec.id} --gpus N --time T")
     paths = stages.paths_of(new, stage, node, start)
     prepared = backend.prepare(code_digest=None, stat=paths.asked(), python=spec.python)
     stages.check_paths(paths, prepared["stats"], node)
@@ -105,20 +157,24 @@ def _fresh_code(spec: JobSpec, start: Path) -> snapshot.Snapshot:
     return snapshot.take(stages.work_tree_or(start))
 
 
-def restart(index: Index, plan: RestartPlan, grace_s: float | None) -> Restarted:
+def restart(index: Index, plan: RestartPlan, grace_s: float | None,
+            progress: moving.Progress = lambda here, total, path: None) -> Restarted:
     """The same job, next attempt, from its last verified checkpoint; blocks until that attempt has begun."""
-    backend = reconcile.backend_of(plan.node)
-    team.join(plan.others, plan.job.run_dir)
+    job, node = plan.job, plan.node
+    if plan.move:
+        job, node = moving.carry_out(index, plan, grace_s, progress), plan.move.to
+    backend = reconcile.backend_of(node)
+    team.join(plan.others, job.run_dir)
     with packed(plan.code) as code:
-        answer = backend.restart(plan.job.run_dir, by=whoami(), grace_s=grace_s, spec=plan.spec,
-                                 config=plan.config, secrets=plan.secrets, code=code)
-    for view in backend.status([plan.job.run_dir])["jobs"]:
-        heard(index, plan.job, view)
+        answer = backend.restart(job.run_dir, by=whoami(), grace_s=grace_s, spec=plan.spec, config=plan.config,
+                                 secrets=plan.secrets, code=code, released=plan.move is not None)
+    for view in backend.status([job.run_dir])["jobs"]:
+        heard(index, job, view)
     attempt, step = answer["attempt"], answer["resume_step"]
     if answer["slurm_id"]:
-        return Restarted(plan.job.id, plan.job.node, attempt, None, slurm_id=answer["slurm_id"])
-    resume = _resumed_from(backend, plan.job, attempt) if step is None else None
-    return Restarted(plan.job.id, plan.job.node, attempt, step, resume, waits=answer.get("waits", ""))
+        return Restarted(job.id, job.node, attempt, None, slurm_id=answer["slurm_id"])
+    resume = _resumed_from(backend, job, attempt) if step is None else None
+    return Restarted(job.id, job.node, attempt, step, resume, waits=answer.get("waits", ""))
 
 
 def _resumed_from(backend: Backend, job: Job, attempt: int) -> str | None:

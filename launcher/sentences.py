@@ -81,6 +81,11 @@ def restart_plan(plan: RestartPlan, asked: bool) -> str:
     if plan.code and plan.spec:
         commit = _commit(plan.spec.code.git_sha, plan.spec.code.dirty)
         lines.append(f"  fresh code: {len(plan.code.files)} files{commit}")
+    if plan.gives_up:
+        lines.insert(0, f"  gives up {plan.gives_up}")
+    if plan.move:
+        return "\n".join([f"moving {plan.job.id} from {plan.job.node} to {plan.move.to.name}", *lines,
+                          f"  {plan.move.told()}"])
     return "\n".join([f"restarting {plan.job.id} on {plan.job.node}", *lines])
 
 
@@ -88,7 +93,7 @@ def restarted(done: Restarted) -> str:
     if done.slurm_id:
         start = f"in SLURM's queue as {done.slurm_id}"
     elif done.waits:
-        start = f"once this has ended: {done.waits}"
+        start = f"when it need not wait any more: {done.waits}"
     elif done.resume_step is not None:
         start = f"from step {done.resume_step}"
     else:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from cluster.events import AttemptEnded, AttemptStarted
 from cluster.journal import read_journal
 from cluster.node import control, environment, process
 from cluster.node.kill import GRACE_S, end_leftovers, refuse_foreign, ring, supervisor_of
+from cluster.node.move import refuse_moved
 from cluster.node.submit import START_S, agent_of, begun, read_spec, start_supervisor, unpack_code
 from cluster.node.view import read_view
 from cluster.states import ENDED_WORDS
@@ -25,13 +27,17 @@ _POLL_S = 0.02
 
 def restart(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
     """-> {attempt, pid, resume_step} of the attempt that has begun, or {attempt, slurm_id} of one that waits for
-    SLURM, or {attempt, waits} of one that waits for other jobs.
+    SLURM, or {attempt, waits} of one that waits for other jobs or for GPUs. `released`: the node that had it before has
+    been asked, and nothing of the job lives there.
     """
     run = RunDir(Path(request["run_dir"]))
     view = read_view(run)
-    refuse_foreign(run, view)
+    refuse_moved(view)
+    ended = view["state"] in ENDED_WORDS or bool(request.get("released"))
+    if not ended:
+        refuse_foreign(run, view)
     workdir = run.path.parent.parent
-    change = _change(request, view)
+    change = _change(run, request, view)
     if change.code_digest:
         unpack_code(workdir, change.code_digest, payload, request.get("payload_size", 0))
     if request.get("secrets"):
@@ -43,7 +49,7 @@ def restart(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
             from cluster.node.resubmit import resubmit  # most nodes have no scheduler
             if waits := resubmit(run, view, attempt, change, agent_of(request)):
                 return {"attempt": attempt.number, "pid": None, "resume_step": None, "slurm_id": waits}
-        elif view["state"] in ENDED_WORDS or not _by_supervisor(run, attempt, change, view["id"]):
+        elif ended or not _by_supervisor(run, attempt, change, view["id"]):
             _by_new_supervisor(run, attempt, change, request)
     start = _await_start(attempt)
     identity = supervisor_of(run)
@@ -52,12 +58,15 @@ def restart(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
             "waits": "" if start else _waits(attempt)}
 
 
-def _change(request: dict[str, Any], view: dict[str, Any]) -> control.Restart:
-    """What is asked, with the id and token that the job has on this node, whatever the client believed."""
+def _change(run: RunDir, request: dict[str, Any], view: dict[str, Any]) -> control.Restart:
+    """What is asked, with the id and token that the job has on this node, whatever the client believed. The code stays
+    as it is, with what the job has written into it, unless it is to be another one.
+    """
     text, digest = None, None
     if request.get("spec") is not None:
         spec = dataclasses.replace(read_spec(request["spec"]), id=view["id"], token=view["token"])
-        text, digest = spec.to_json().decode(), spec.code.digest
+        before = read_spec(json.loads(run.spec.read_bytes())).code.digest
+        text, digest = spec.to_json().decode(), spec.code.digest if spec.code.digest != before else None
     return control.Restart(request["by"], time.time(), request.get("grace_s"), text, request.get("config"),
                            digest)
 

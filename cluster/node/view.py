@@ -238,9 +238,21 @@ def _supervised(one: _Read) -> dict[str, Any]:
     if isinstance(status, Pending | Restarting) and beat.get("waits"):
         status = Pending(status.since, status.attempt, beat["waits"])
     _await_last_heartbeat(one.attempts, status, local=True)
+    moved = _moved(one.run) if isinstance(status, Ended) else None
     hosts = ",".join(one.spec.get("hosts") or ()) or one.spec["node"]
-    return _facts(one, status, checkpoint_step) | _NOT_SCHEDULED | {
-        "backend": "host", "place": hosts, "revivable": revivable}
+    facts = _facts(one, status, checkpoint_step)
+    if moved:
+        facts["detail"] = f"moved to {moved['node']}"
+    return facts | _NOT_SCHEDULED | {
+        "backend": "host", "place": hosts, "revivable": revivable and not moved, "moved_to": moved}
+
+
+def _moved(run: RunDir) -> dict[str, Any] | None:
+    """Where the job goes on, when that is another node with a workdir of its own."""
+    try:
+        return json.loads(run.moved_to.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _with_its_nodes(one: _Read, status: Status, beat: dict[str, Any]) -> tuple[Status, bool]:

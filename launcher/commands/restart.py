@@ -1,28 +1,43 @@
 """launch restart: the same job again, from its last verified checkpoint."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from launcher import api, sentences
-from launcher.commands._common import here, parser, tell
+from launcher.commands._common import count, here, parser, seconds, tell
 from launcher.errors import Interrupted
+from launcher.restart import Restarted, RestartPlan
 
 
 def run(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
-    again = api.plan_restart(args.job, sets=args.set, fresh_code=args.fresh_code, start=here())
+    again = api.plan_restart(args.job, sets=args.set, fresh_code=args.fresh_code, node=args.node, gpus=args.gpus,
+                             time_s=seconds("--time", args.time), start=here())
     for note in again.notes:
         tell(note)
     for number, plan in enumerate(again.plans):
         tell(sentences.restart_plan(plan, bool(args.set) and number == 0))
         try:
-            done = api.restart(plan)
+            done = _restarted(plan)
         except KeyboardInterrupt:
             raise Interrupted(f"\nnot waiting any more; a restart that {plan.job.node} has heard goes on",
                               hint=f"see it with: launch status {plan.job.id}") from None
         tell(sentences.restarted(done))
         print(done.id)
     return 0
+
+
+def _restarted(plan: RestartPlan) -> Restarted:
+    if plan.move is None or plan.move.shares or not sys.stderr.isatty():
+        return api.restart(plan)
+    from launcher.commands.pull import Bar
+
+    bar = Bar()
+    try:
+        return api.restart(plan, progress=bar.draw)
+    finally:
+        bar.clear()
 
 
 def _parser():
@@ -34,4 +49,9 @@ def _parser():
                    help="change its config; may stand several times")
     p.add_argument("--fresh-code", action="store_true",
                    help="with the code as it is now, not as it was submitted")
+    p.add_argument("--node", metavar="N",
+                   help="on another machine; to one that does not see the job's directory the job and its last "
+                        "verified checkpoint are brought")
+    p.add_argument("--gpus", type=count, metavar="N", help="with so many GPUs; those it has are given up first")
+    p.add_argument("--time", metavar="24h", help="with this time limit")
     return p

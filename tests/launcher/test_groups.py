@@ -235,7 +235,7 @@ def test_what_waits_again_is_not_waited_for(maker: Person, tmp_path: Path) -> No
     maker.run("wait", name, code=1)
     begun = time.monotonic()
     said = maker.run("restart", name, "--set", "fail=false", "--set", f"gate={tmp_path}/gate").stderr
-    assert f"once this has ended: {name}-first (" in said and time.monotonic() - begun < 30
+    assert f"when it need not wait any more: {name}-first (" in said and time.monotonic() - begun < 30
     (tmp_path / "gate").touch()
     maker.run("wait", name)
 
