@@ -36,7 +36,7 @@ test: install
 
 campaign: install
 	.ci/packages testbed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m campaign --timeout 3600 -rP $(if $(ONLY),-k '$(ONLY)')
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m campaign --timeout 3600 -raP $(if $(ONLY),-k '$(ONLY)')
 
 bench: install
 	$(BIN)/python -m tests.bench $(ONLY)
