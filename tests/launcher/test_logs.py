@@ -84,9 +84,9 @@ def test_a_line_without_end_does_not_fill_the_memory() -> None:
 
 
 def test_of_a_progress_bar_that_is_over_its_last_state_is_shown() -> None:
-    parts = [b"begin\n\r 10%", b"|#  \r 20%|", b"##\r", b" 99%\r100%|###\nEpoch 2\r\n\r", b"  5%\r        \rdone\nend\r 7%"]
+    parts = [b"begin\n\r 10%", b"|#  \r 20%|", b"##\r", b" 99%\r100%|###\nEpoch 2\r\n\r", b"  5%\r        \rdone\n 6%\r     \nend\r 7%"]
     shown = b"".join(piece.data for piece in settled(Piece(0, 0, part) for part in parts))
-    assert shown == b"begin\n100%|###\nEpoch 2\ndone\n 7%"
+    assert shown == b"begin\n100%|###\nEpoch 2\ndone\n 6%\n 7%"
     both = [Piece(0, rank, part) for part in (b"\r1%", b"\r2%\n") for rank in (0, 1)]
     assert b"".join(merged(settled(both))) == b"[rank 0] 2%\n[rank 1] 2%\n"
 
