@@ -91,7 +91,7 @@ def test_the_demo_learns_in_every_phase(here: Lab, tmp_path: Path) -> None:
                         ("phase3", "before_after_truth.png"), ("phase3", "gaussians.ply"),
                         ("reconstruct", "gaussians.ply"), ("reconstruct", "views/00_front.png"),
                         ("reconstruct", "renders/05_front_left.png")):
-        assert (runs[label].artifacts / name).stat().st_size > 1000, (label, name)
+        assert (runs[label].artifacts / name).stat().st_size > 500, (label, name)
 
     for position, label in enumerate(STAGES, 1):
         assert f"--- p.{label} ({position} of 4" in done.stderr and f"{found[label]['id']} COMPLETED" in done.stderr
