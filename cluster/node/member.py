@@ -24,6 +24,7 @@ from cluster.node.attempt import LOOK_S, Attempt
 from cluster.node.control import Restart, Stop
 from cluster.node.ending import Outcome
 from cluster.node.failure import Verdict
+from cluster.node.lease import Lease
 from cluster.node.link import Link, Message, NotOurs, greet_leader
 from cluster.node.loop import Loop
 from cluster.node.place import Place
@@ -70,6 +71,7 @@ class Member:
                     "pid_started": start_time(os.getpid()), "allocation": allocation}
         self._over: int | None = None  # exit code, once the job has ended
         self._closed = False  # node 0's supervisor ended, and its host lives
+        self._lease: Lease | None = None  # from one attempt to the next
         write_atomically(run.member(node), json.dumps(self._me).encode(), mode=0o600)
 
     def run(self) -> int:
@@ -91,6 +93,9 @@ class Member:
             alone_s = time.monotonic() - alone_since
             if self._terminated() or alone_s > ALONE_S and self._nobody_comes() or alone_s > ALONE_MAX_S:
                 break
+            if self._lease and alone_s > ALONE_S:
+                self._lease.close()
+                self._lease = None
             if not self._closed:
                 recall.tend([0])
             self._loop.wait(0.1 if alone_s < AGAIN_S else LOOK_S)
@@ -112,7 +117,7 @@ class Member:
         while True:
             lost = link.lost  # before the messages are read: the last ones count
             for message in link.received():
-                if message.get("do") == "prepare":
+                if message.get("do") == "lease":
                     self._take_part(link, message)
                 elif message.get("do") == "over":
                     self._over = message["code"]
@@ -124,8 +129,11 @@ class Member:
         number = order["attempt"]
         spec = JobSpec.from_json(self._run.attempt(number).spec.read_bytes())
         orders = Orders(self._run, self._loop, link, self._allocated)
+        orders.lease = self._lease
+        orders.begin(spec, None)
         part = PartHere(self._run, number, spec, self._loop, orders, None, link=link, seat=Seat(**order["seat"]))
         outcome = part.live("policy", None)
+        self._lease = orders.lease
         verdict = outcome.verdict
         part.says.record(AttemptEnded(time.time(), verdict.reason, verdict.detail, outcome.exit_code, None, None, None,
                                       "end", None, outcome.survivors))
@@ -174,11 +182,12 @@ class Search:
 
 
 class Orders(Place):
-    """What node 0 wants, as requests to a part; that it is lost is one too."""
+    """What node 0 wants, as requests to a part; that it is lost is one too. The time limit is node 0's."""
 
     def __init__(self, run: RunDir, loop: Loop, link: Link, allocated: bool) -> None:
         super().__init__(run, loop)
         self.start = False
+        self.seat: Seat | None = None  # once it is to prepare
         self._link, self._allocated = link, allocated
         self._alone = False
 
@@ -187,6 +196,8 @@ class Orders(Place):
         for message in self._link.received():
             if message.get("attempt") == number and message.get("do") == "start":
                 self.start = True
+            elif message.get("attempt") == number and message.get("do") == "prepare":
+                self.seat = Seat(**message["seat"])
             elif message.get("attempt") == number and message.get("do") == "stop":
                 found.append(_stop(message))
         if self._link.lost and not self._alone:
@@ -209,13 +220,30 @@ class PartHere(Attempt):
     """This node's part of one attempt."""
 
     def __init__(self, *how: Any, link: Link, seat: Seat) -> None:
-        self._link = link
+        self._link, self._told = link, ""
         self.seat = seat
         self.problem: str | None = None  # why it could not be started
         super().__init__(*how)
 
     def _hold(self) -> None:
         """What it had to wait for, node 0 has waited for."""
+
+    def beat(self) -> None:
+        super().beat()
+        if self._waits != self._told:
+            self._told = self._waits
+            self._link.send({"is": "waits", "attempt": self.dir.number, "text": self._waits})
+
+    def _lease_gpus(self) -> str:
+        """And then wait for what to prepare."""
+        assert isinstance(self._place, Orders)
+        if problem := super()._lease_gpus():
+            return problem
+        self._link.send({"is": "leased", "attempt": self.dir.number})
+        while self._place.seat is None and not self._early:
+            self._wait(LOOK_S)
+        self.seat = self._place.seat or self.seat
+        return ""
 
     def _prepare(self, code_digest: str | None) -> Prepared:
         prepared = super()._prepare(code_digest)

@@ -39,6 +39,8 @@ class Part:
     lost: str = ""  # why nothing more will be heard of it
     ended: bool = False
     told: bool = False  # it was stopped before it ended
+    leased: bool = False  # it has its GPUs
+    waits: str = ""  # for whose
     exit_code: int | None = None
     verdict: Verdict | None = None
     survivors: tuple[int, ...] = ()
@@ -79,10 +81,33 @@ class LedAttempt(Attempt):
         self._nodes = (self.says.me["hostname"], *(self._team.hostnames[node] for node, _ in self._links()))
         address = self._links()[0][1].address
         self.seat = Seat(0, self.spec.nodes, address, environment.free_port(), f"{self.spec.id}-{self.dir.number}")
+        self._parts = {}
         prepared = super()._prepare(code_digest)
         if prepared.problem or self._early:
             return prepared
         return self._prepare_others(prepared)
+
+    def _lease_gpus(self) -> str:
+        """On one node after the other, in an order that all jobs keep: no two can wait for each other."""
+        for node in sorted(range(self.spec.nodes), key=lambda node: (self._nodes[node], node)):
+            problem = self._lease_on(node) if node else super()._lease_gpus()
+            if problem or self._early:
+                return problem
+        return ""
+
+    def _lease_on(self, node: int) -> str:
+        assert self.seat is not None
+        part = self._parts[node] = Part(self._team.links.get(node))
+        self._find_lost()
+        self._tell(part, {"do": "lease", "seat": asdict(replace(self.seat, node=node))})
+        with self._place.untimed():
+            while part.working and not part.leased and not self._early:
+                if self._waits != part.waits:
+                    self._waits = part.waits
+                    self.beat()
+                self._wait(LOOK_S)
+        self._waits, self.begun_at = "", time.monotonic()
+        return self._lost_words() or (f"{self._team.name(node)}: {part.problem}" if part.problem else "")
 
     def _gather(self) -> bool:
         """Wait until every node is here; False when somebody ended the waiting."""
@@ -104,7 +129,6 @@ class LedAttempt(Attempt):
 
     def _prepare_others(self, prepared: Prepared) -> Prepared:
         assert self.seat is not None
-        self._parts = {node: Part(self._team.links.get(node)) for node in range(1, self.spec.nodes)}
         self._find_lost()
         for node, part in self._parts.items():
             seat = replace(self.seat, node=node, resume=prepared.resume, resume_step=prepared.resume_step,
@@ -244,6 +268,10 @@ class LedAttempt(Attempt):
 
 def _take(part: Part, message: Message) -> None:
     match message.get("is"):
+        case "waits":
+            part.waits = message["text"]
+        case "leased":
+            part.leased = True
         case "ready":
             part.facts, part.gpus, part.notes = message["facts"], tuple(message["gpus"]), tuple(message["notes"])
         case "ended":

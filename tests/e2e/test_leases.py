@@ -1,6 +1,7 @@
 """Two people and one machine with four GPUs: nobody gets what somebody else has, and everybody hears who has it."""
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import re
@@ -30,14 +31,17 @@ MOUNT = ('mkdir -p "$1/up" "$1/work"; mount -t overlay '
          '-o "lowerdir=/usr/local/bin,upperdir=$1/up,workdir=$1/work" cards /usr/local/bin')
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def protected() -> Iterator[None]:
-    """As distributions have it: nobody may open(O_CREAT) somebody else's file in a sticky directory."""
-    before = PROTECTED.read_text().strip()
-    _protect("1")
-    assert PROTECTED.read_text().strip() == "1"
-    yield
-    _protect(before)
+    """As distributions have it: nobody may open(O_CREAT) somebody else's file in a sticky directory. One test at a time
+    may set it: it is the whole machine's."""
+    with open(PROTECTED) as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        before = PROTECTED.read_text().strip()
+        _protect("1")
+        assert PROTECTED.read_text().strip() == "1"
+        yield
+        _protect(before)
 
 
 def _protect(value: str) -> None:

@@ -20,6 +20,7 @@ from cluster.node import control, process
 from cluster.spec import JobSpec, PythonEnv, RestartPolicy
 from cluster.states import WORDS, Status, fold
 from tests.helpers import wait_until
+from tests.node.cards import Cards
 
 SUPERVISE = "import sys; from pathlib import Path; from cluster.node.supervisor import main; " \
             "sys.exit(main(Path(sys.argv[2]), sys.argv[4]))"
@@ -116,6 +117,14 @@ def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
             job.supervisor.wait()
         process.sweep(None, job.spec.token)
         assert fold(job.events)[1] == 0, f"events that do not fit: {job.events}"
+
+
+@pytest.fixture
+def cards(tmp_path: Path) -> Iterator[Cards]:
+    """Four GPUs."""
+    found = Cards.put(tmp_path / "bin", 4)
+    yield found
+    found.take_out()
 
 
 @pytest.fixture

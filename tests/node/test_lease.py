@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -20,13 +19,6 @@ from tests.node.cards import Cards
 from tests.node.conftest import Job
 
 HOLD = ("sh", "-c", "echo $CUDA_VISIBLE_DEVICES; exec sleep 60")
-
-
-@pytest.fixture
-def cards(tmp_path: Path) -> Iterator[Cards]:
-    found = Cards.put(tmp_path / "bin", 4)
-    yield found
-    found.take_out()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
 import signal
@@ -21,9 +22,10 @@ from cluster.contract import RunDir
 from cluster.events import AttemptStarted, Reason
 from cluster.journal import read_journal
 from cluster.node import link as links
-from cluster.node import parts, process, team
+from cluster.node import control, lease, parts, process, team
 from cluster.spec import RestartPolicy
 from tests.helpers import wait_until
+from tests.node.cards import Cards
 from tests.node.conftest import Job
 
 MEMBER = "import sys; from pathlib import Path; from cluster.node.member import main; " \
@@ -221,6 +223,30 @@ def test_a_command_runs_on_both(two_nodes: Callable[..., tuple[Job, Node]]) -> N
     (start,) = (event for event in job.events if isinstance(event, AttemptStarted))
     assert len(start.nodes) == 2
     assert not job.run.team.exists() and node.reasons == [Reason.DONE]
+
+
+def test_each_node_leases_its_gpus_for_all_attempts(two_nodes: Callable[..., tuple[Job, Node]], cards: Cards,
+                                                    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", cards.path)
+    holder = make_job("command", "sleep", "60", gpus=3).start()
+    wait_until(lambda: len(lease.holders().keys() & {*cards.uuids}) == 3, 15, "three taken")
+    job, node = two_nodes("command", "sh", "-c", "echo $CUDA_VISIBLE_DEVICES; exec sleep 60", gpus=1)
+    both = [f"gpu02 GPU 0: root job {holder.spec.id} pid", f"root job {job.spec.id} pid"]  # this host is both nodes
+
+    def waits() -> str:
+        return ((process.read_heartbeat(job.attempt) or {}).get("waits") or "").replace(getpass.getuser(), "root")
+
+    wait_until(lambda: all(text in waits() for text in both), 15, f"{both} in {waits()}")
+    holder.stop(now=True)
+    job.says("GPU-", 0), job.says("GPU-", 1)
+    before = [job.log(rank) for rank in (0, 1)]
+    assert before[0] != before[1] and {*map(str.strip, before)} <= {*cards.uuids}
+    job.ask(control.Restart("me@here"))
+    wait_until(lambda: len(job.run.attempts()) == 2, 15, "the second attempt")
+    job.says("GPU-", 0), job.says("GPU-", 1)
+    assert [job.log(rank) for rank in (0, 1)] == before
+    job.stop(now=True)
+    assert node.process.wait(10) == 1 and not lease.holders().keys() & {*cards.uuids}
 
 
 def test_one_world(two_nodes: Callable[..., tuple[Job, Node]], script: Callable[[str], str]) -> None:
