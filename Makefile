@@ -36,6 +36,7 @@ test: install
 
 campaign: install
 	.ci/packages testbed
+	.ci/packages browser
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m campaign --timeout 3600 -raP $(if $(ONLY),-k '$(ONLY)')
 
 bench: install

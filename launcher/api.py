@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from launcher.submit import Draft, Submitted
 
 __all__ = ["Details", "JobStatus", "Statuses", "adopt", "advance", "command_lines", "compare", "diagnose",
-           "draft", "kill", "known", "logs", "pending", "plan_restart", "prune", "pull", "remember", "restart", "send",
-           "send_group", "show", "status", "submit", "wait", "with_token"]
+           "draft", "kill", "known", "logs", "pending", "plan_restart", "prune", "pull", "remember", "report",
+           "restart", "send", "send_group", "show", "status", "submit", "wait", "with_token"]
 
 
 @dataclass(frozen=True)
@@ -270,6 +270,13 @@ def diagnose(job: str, *, points: int = 0, start: Path | None = None) -> Diagnos
     with open_index() as index:
         settle_leftovers(index, start)
         return doctor.diagnose(index, job, start, points)
+
+
+def report(job: str, *, out: Path | None = None, start: Path | None = None) -> Path:
+    """Write one self-contained HTML page about a job, as `out` or `<job id>.html` in `start` -> its path."""
+    from launcher import report as reporting
+
+    return reporting.write(job, out, start or Path.cwd())
 
 
 def remember(job: str, view: dict[str, Any]) -> JobStatus:

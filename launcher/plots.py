@@ -14,6 +14,7 @@ Curve = list[list[float]]  # of [step, lowest, mean, highest]
 
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # of a braille character: column, row
 _SPREAD = 20.0  # highest over lowest, from which on a scale by powers of ten is read better
+_LINEAR = ("lr",)  # but for these: the shape of a schedule is known
 
 
 def terminal(title: str, curve: Curve, width: int, rows: int,
@@ -80,7 +81,7 @@ def svg(title: str, curves: dict[str, Curve], marks: Sequence[tuple[int, int]] =
     shown = {name: curve for name, curve in curves.items() if curve}
     steps = [one[0] for curve in shown.values() for one in curve]
     values = sorted(one[2] for curve in shown.values() for one in curve)
-    scale = Scale(min(steps), max(steps), values)
+    scale = Scale(min(steps), max(steps), values, title in _LINEAR)
     parts = [f'<rect class="mark" x="{scale.x(a):.1f}" y="{_TOP}" width="{max(2.0, scale.x(b) - scale.x(a)):.1f}" '
              f'height="{_H - _TOP - _BOTTOM}"/>' for a, b in marks]
     parts += [f'<line class="resume" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_H - _BOTTOM}"/>'
@@ -99,11 +100,10 @@ def svg(title: str, curves: dict[str, Curve], marks: Sequence[tuple[int, int]] =
 class Scale:
     """Steps and values to places on the drawing."""
 
-    def __init__(self, first: float, last: float, values: Sequence[float]) -> None:
+    def __init__(self, first: float, last: float, values: Sequence[float], linear: bool = False) -> None:
         self.first, self.last = first, last
-        high = values[-1]
-        low = values[0]
-        self.by_tens = low > 0 and high / low > _SPREAD
+        low, high = values[0], values[-1]
+        self.by_tens = not linear and low > 0 and high / low > _SPREAD
         self.low, self.high = (math.log10(low), math.log10(high)) if self.by_tens else _range([low, high])
 
     def x(self, step: float) -> float:
@@ -173,7 +173,7 @@ def png(path: Path, panels: dict[str, dict[str, Curve]]) -> None:
 
 def _panel(draw, font, title: str, lines: dict[str, Curve], inks: dict[str, tuple[int, int, int]], top: int) -> None:
     scale = Scale(min(c[0][0] for c in lines.values()), max(c[-1][0] for c in lines.values()),
-                  sorted(one[2] for curve in lines.values() for one in curve))
+                  sorted(one[2] for curve in lines.values() for one in curve), title in _LINEAR)
 
     def at(step: float, value: float) -> tuple[float, float]:
         x = (scale.x(step) - _LEFT) / (_W - _LEFT - _RIGHT) * (_PX - 2 * _MARGIN) + _MARGIN

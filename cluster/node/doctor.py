@@ -73,8 +73,8 @@ def _attempt(directory: Any, lines: Sequence[Line]) -> Attempt:
     start = next((event for event in events if isinstance(event, AttemptStarted)), None)
     launched = next((event for event in events if isinstance(event, Launched)), None)
     end = next((event for event in reversed(events) if isinstance(event, AttemptEnded)), None)
-    first = lines[0] if lines and lines[0].get("event") == "resumed" else {}
-    resumed = start.resume_step if start else first.get("step") or None
+    first = lines[0] if lines else {}
+    resumed = start.resume_step if start else first["step"] or None if first.get("event") == "resumed" else None
     return Attempt(
         directory.number, start.t if start else as_number(first.get("t")), launched.t if launched else None,
         end.t if end else None, resumed, end.reason.value if end else "", end.detail if end else "", lines)

@@ -5,13 +5,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import report
+from launcher import api
 from launcher.commands._common import here, parser
 
 
 def run(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
-    print(os.path.relpath(report.write(args.job, args.output, here())))
+    print(os.path.relpath(api.report(args.job, out=args.output, start=here())))
     return 0
 
 
