@@ -1,9 +1,10 @@
 """Metrics as curves that are short enough to be sent and drawn."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from cluster.node.findings import Line, Points, as_number
+from cluster.node.findings import Line, Points
 
 _MOST = 40  # metrics
 _NO_CURVE = ("t", "step", "total", "eta_s", "samples", "save_s")
@@ -14,8 +15,8 @@ def curves(lines: Sequence[Line], points: int) -> dict[str, list[list[float]]]:
     found: dict[str, Points] = {}
     for line in lines:
         for key, value in line.items():
-            if key not in _NO_CURVE and not isinstance(value, str | bool) and (number := as_number(value)) is not None:
-                found.setdefault(key, []).append((line["step"], number))
+            if type(value) in (float, int) and key not in _NO_CURVE and math.isfinite(value):
+                found.setdefault(key, []).append((line["step"], value))
     return {key: shortened(values, points) for key, values in list(found.items())[:_MOST]}
 
 

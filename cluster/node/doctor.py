@@ -33,7 +33,7 @@ def doctor(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     now = time.time()
     return {
         "view": seen, "findings": [asdict(one) | {"page": one.page} for one in found],
-        "health": rules.health(case), "source": _source(case),
+        "health": rules.health(case, found), "source": _source(case),
         "curves": curves(case.lines, request.get("points") or _POINTS),
         "evaluation": case.evaluations[-1] if case.evaluations else None,
         "resumes": [one.resume_step for one in case.attempts if one.resume_step is not None],

@@ -142,14 +142,12 @@ _SYNONYMS = {"lr": ("lr", "learning_rate", "base_lr"), "warmup": ("warmup", "war
 
 def as_number(value: Any) -> float | None:
     """None: no number, or one that is not finite."""
-    if isinstance(value, str) and value not in _WORDS:
+    if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
             return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
+    return float(value) if type(value) in (float, int) and math.isfinite(value) else None
 
 
 def is_broken(value: Any) -> bool:
@@ -160,7 +158,7 @@ def is_broken(value: Any) -> bool:
 def points(lines: Iterable[Line], key: str) -> Points:
     """The finite values of one metric."""
     return [(line["step"], value) for line in lines
-            if not isinstance(line.get(key), str) and (value := as_number(line.get(key))) is not None]
+            if type(value := line.get(key)) in (float, int) and math.isfinite(value)]
 
 
 def mean(values: Iterable[float]) -> float:
