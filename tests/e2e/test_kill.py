@@ -1,7 +1,9 @@
 """`launch kill` is done when nothing of the job is left, and it takes nothing else with it."""
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -63,6 +65,22 @@ def test_a_nasty_tree_is_gone_and_its_neighbours_live(lab: Lab, testbed: Testbed
         end = f"LAUNCH_WORKDIR=/home/alice/inner LAUNCH_HOME=/home/alice/inner/state {LAUNCH} kill --now inner"
         testbed.sh(lab.node, end, user="alice")
         testbed.sh(lab.node, "rm -rf /home/alice/inner /tmp/inner /tmp/pids-*")
+
+
+def test_two_clients_kill_at_the_same_moment(lab: Lab, testbed: Testbed) -> None:
+    """One reports the kill, the other that it was asked already; both exit 0, and the job has one ending."""
+    job = lab.submit("--", "sh", "-c", "trap 'sleep 2; exit 0' TERM; echo ready; while :; do sleep 0.05; done")
+    other = replace(lab, home=lab.home.with_name("another laptop"))
+    other.home.mkdir()
+    other.launch("status", "--rescan")
+    wait_until(lambda: "ready" in lab.logs(job), 60, "it runs")
+    kills = [person.start("kill", job) for person in (lab, other)]
+    assert [one.process.wait(60) for one in kills] == [0, 0]
+    said = [one.output.read_text() for one in kills]
+    assert all(f"{job} CANCELLED" in text for text in said), said
+    assert sum("already" in text for text in said) == 1, said
+    shown = json.loads(lab.launch("show", job, "--json").stdout)
+    assert [one["event"] for one in shown["events"]].count("attempt_ended") == 1 and len(shown["attempts"]) == 1
 
 
 @pytest.mark.campaign
