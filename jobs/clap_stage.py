@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from configs.clap import Training
@@ -114,9 +115,19 @@ class ClapStage(Stage):
                    "gates": gates(self._loaded.frozen.unet)}
         (directory / VERDICT).write_text(json.dumps(verdict, indent=1))
         if self._loaded.about.lora:
-            self._loaded.frozen.unet.save_lora_adapter(directory / LORA)
+            save_lora(self._loaded.frozen.unet, directory / LORA)
         for line in in_words(self._found):
             self._metrics.say(line)
+
+
+def save_lora(unet: UNet2DConditionModel, directory: Path) -> None:
+    """pytorch_lora_weights.safetensors, as `pipeline.load_lora_weights(directory)` of plain diffusers reads it. Rank
+    and alpha stand in its metadata: without alpha the LoRA would be as strong as alpha = rank."""
+    from diffusers import StableDiffusionPipeline
+    from peft import get_peft_model_state_dict
+
+    StableDiffusionPipeline.save_lora_weights(directory, unet_lora_layers=get_peft_model_state_dict(unet),
+                                              unet_lora_adapter_metadata=unet.peft_config["default"].to_dict())
 
 
 class Chances:
