@@ -243,7 +243,8 @@ def test_jobs_without_slurm_do_not_load_what_asks_it(tmp_path: Path) -> None:
 
 def test_ended_jobs_ask_nobody(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
     slurm_run(tmp_path, "a-1", (*RUNNING, ENDED), ["7"])
-    assert view.status({"workdir": str(tmp_path)}, None)["jobs"][0]["state"] == "COMPLETED"
+    (found,) = view.status({"workdir": str(tmp_path)}, None)["jobs"]
+    assert (found["state"], found["slurm_id"]) == ("COMPLETED", "7")
     assert fake_slurm.calls() == []
 
 
