@@ -220,11 +220,6 @@ class Allocation(Place):
 
     # --- what SLURM says about it -----------------------------------------------------------------------------
 
-    def _aside(self, function: Callable[..., Any], *args: Any) -> Aside:
-        aside = Aside(self._loop, function, *args)
-        self.helpers.add(aside.pid)
-        return aside
-
     def _ask_again(self) -> None:
         if self._question:
             self._question.kill()

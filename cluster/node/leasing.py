@@ -6,6 +6,7 @@ a lock is given back or a process has ended.
 """
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -219,3 +220,46 @@ class Leasing:
 def _leased(gpu: Gpu, having: Mapping[str, Sequence[Holder]]) -> Obstacle:
     there = having.get(gpu.uuid)
     return Obstacle(gpu, there[0].told() if there else "a job that does not say whose it is", leased=True)
+
+
+# --- while it runs ------------------------------------------------------------------------------------------
+
+def strangers(uuids: Sequence[str], mine: int) -> list[list[Any]]:
+    """Who uses these GPUs besides the jobs that have them -> [[pid, start, words]]. `mine`: this job's supervisor."""
+    having = holders()
+    found = []
+    for one in gpu_users():
+        mates = {mine, *(holder.pid for holder in having.get(one.uuid, ()))}
+        if one.uuid in uuids and not below(one.pid, mates):
+            found.append([one.pid, one.started, one.told()])
+    return found
+
+
+class Neighbours:
+    """Looks every five minutes whether somebody computes on the GPUs of a job that runs."""
+
+    def __init__(self, lease: Lease, aside: Callable[..., Aside]) -> None:
+        self._lease, self._aside = lease, aside
+        self._next = time.monotonic() + LOOK_S
+        self._asking: Aside | None = None
+        self._known: set[tuple[int, int | None]] = set()
+
+    def news(self) -> list[str]:
+        """Those not told of before. Never blocks."""
+        if self._asking is None and time.monotonic() >= self._next:
+            self._next = time.monotonic() + LOOK_S
+            self._asking = self._aside(strangers, self._lease.uuids, os.getpid())
+        if self._asking is None or not self._asking.done():
+            return []
+        try:
+            found = self._asking.result()
+        except AsideFailed:  # a driver that hangs; the next look is in five minutes
+            found = []
+        self._asking = None
+        fresh = [one for one in found if (one[0], one[1]) not in self._known]
+        self._known |= {(pid, started) for pid, started, _ in fresh}
+        return [f"{text} uses a GPU that this job has leased" for _, _, text in fresh]
+
+    def close(self) -> None:
+        if self._asking:
+            self._asking.kill()

@@ -9,8 +9,10 @@ from typing import Any
 
 from cluster.contract import RunDir
 from cluster.events import TERMINATED
+from cluster.node.aside import Aside
 from cluster.node.control import Control, Restart, Stop
 from cluster.node.lease import Claim, Lease
+from cluster.node.leasing import Neighbours
 from cluster.node.loop import Loop
 from cluster.spec import JobSpec
 
@@ -29,6 +31,7 @@ class Place:
         self._run, self._loop = run, loop
         self._ends_at: float | None = None  # time.monotonic
         self._lost: set[int] = set()  # GPUs, by index, whose lock another job has
+        self._neighbours: Neighbours | None = None  # on the GPUs
 
     def begin(self, spec: JobSpec, save_s: float | None) -> None:
         """A person started or restarted the job, its limit begins anew; `save_s`: of its last measured save."""
@@ -38,15 +41,26 @@ class Place:
 
     def keep_lease(self) -> list[str]:
         """-> what has happened to it, each once."""
-        lost = set(self.lease.keep()) - self._lost if self.lease else set()
+        if self.lease is None:
+            return []
+        self._neighbours = self._neighbours or Neighbours(self.lease, self._aside)
+        lost = set(self.lease.keep()) - self._lost
         self._lost |= lost
-        return [f"the lock of GPU {index} was removed from /dev/shm; another job has it now" for index in sorted(lost)]
+        return [f"the lock of GPU {index} was removed from /dev/shm; another job has it now" for index in sorted(lost)
+                ] + self._neighbours.news()
+
+    def _aside(self, function: Callable[..., Any], *args: Any) -> Aside:
+        aside = Aside(self._loop, function, *args)
+        self.helpers.add(aside.pid)
+        return aside
 
     def release(self) -> None:
         """Give the GPUs back."""
         if self.lease:
             self.lease.close()
-        self.lease = None
+        if self._neighbours:
+            self._neighbours.close()
+        self.lease = self._neighbours = None
 
     def requests(self, number: int) -> list[Stop | Restart]:
         """What was asked of attempt `number` since the last question. Never blocks."""

@@ -178,3 +178,36 @@ def test_what_the_dead_say_is_not_believed(cards: Cards) -> None:
     (Claim("a", 1, shared=True), Claim("b", 1), True)])
 def test_only_who_wants_the_same_waits_for_another(a: Claim, b: Claim, meet: bool) -> None:
     assert a.meets(b) is b.meets(a) is meet
+
+
+@pytest.fixture
+def orphan() -> Iterator[int]:
+    """A process that nobody here has started."""
+    pid = int(subprocess.run(["sh", "-c", "sleep 60 >/dev/null 2>&1 & echo $!"], capture_output=True, check=True).stdout)
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_who_computes_on_a_leased_gpu_is_said_once(cards: Cards, orphan: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", cards.path)
+    monkeypatch.setattr(leasing, "LOOK_S", 0.0)
+    mine = taken(cards)
+    cards.use((0, orphan, 4096), (1, orphan, 4096))
+    asked: list[tuple[object, ...]] = []
+
+    class AtOnce:
+        def __init__(self, function: Callable[..., object], *args: object) -> None:
+            asked.append(args)
+            self._found = function(*args)
+
+        def done(self) -> bool:
+            return True
+
+        def result(self) -> object:
+            return self._found
+
+    neighbours = leasing.Neighbours(mine, AtOnce)  # type: ignore[arg-type]
+    (said,) = neighbours.news()
+    assert f"pid {orphan} sleep 4 GB since" in said and neighbours.news() == [] and len(asked) == 2
+    assert leasing.strangers([cards.uuids[0]], orphan) == [], "the job's own processes are none"
+    mine.close()
