@@ -1,6 +1,7 @@
 """What the rules look at, and what they find."""
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
@@ -175,8 +176,18 @@ def recent(found: Points, count: int) -> float:
     return mean(value for _, value in found[-count:])
 
 
+def _json_leaves(key: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {key: value if isinstance(value, str) else json.dumps(value)}
+    return {name: leaf for word, inner in value.items()
+            for name, leaf in _json_leaves(f"{key}.{word}" if key else word, inner).items()}
+
+
 def leaves(text: str) -> dict[str, str]:
-    """The scalars of a config.yaml as launch writes it (block style), by dotted key. A node has no YAML parser."""
+    """The scalars of a config.yaml as launch writes it (block style; JSON by hand), by dotted key. A node has no YAML
+    parser."""
+    if text.lstrip().startswith("{"):
+        return _json_leaves("", json.loads(text))
     found: dict[str, str] = {}
     above: list[tuple[int, str]] = []
     for line in text.splitlines():

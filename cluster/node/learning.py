@@ -175,7 +175,7 @@ def learning_rate(case: Case) -> Iterator[Finding]:
             f"the learning rate is {peak:.3g} in all {len(values)} logged steps; it should rise for {warmup:g} updates",
             "the schedule does nothing: no warm-up protects the start and no decay settles the end",
             "the schedule's step() is never called, or called on another optimizer", case.again_or("logs"), first, last)
-    elif case.whole and min(values) < peak and (decay not in _NO_DECAY if decay else warmup):
+    elif case.whole and min(values) < peak and (decay not in _NO_DECAY if decay else warmup or values[-1] > values[-2]):
         yield from _end(case, values, first, last, warmup)
 
 
@@ -186,7 +186,8 @@ def _end(case: Case, values: list[float], first: int, last: int, warmup: float) 
         return
     ended = f"the learning rate ended at {end:.3g}, {100 * end / peak:.0f} % of its peak {peak:.3g}"
     if end == peak:
-        what, cause = f"{ended}: still in the warm-up of {warmup:g} updates", "the warm-up is longer than the run"
+        of = f" of {warmup:g} updates" if warmup else ""
+        what, cause = f"{ended}: still in the warm-up{of}", "the warm-up is longer than the run"
         fix = case.restart(warmup=max(1.0, (case.applied or last) / 10))
     elif skipped:
         what = f"{ended}: {skipped} updates were skipped, and the schedule counts applied ones"
