@@ -64,6 +64,8 @@ def draft_pipeline(index: Index, stage: Stage, request: Request, carry: bool) ->
 def _check(request: Request, stage: Stage) -> None:
     if request.sweeps or request.parallel is not None:
         raise Wrong(f"--sweep: {stage.name} is a pipeline; a sweep is over one stage")
+    if request.no_wait:
+        raise Wrong(f"--no-wait: {stage.name} is a pipeline; its stages wait for each other")
     if request.resume != "auto":
         raise Wrong(f"--resume: {stage.name} is a pipeline; each of its stages goes on from its own checkpoints",
                     hint="launch restart PIPELINE.STAGE begins one again")

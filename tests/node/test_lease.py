@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -81,6 +82,16 @@ def test_a_foreign_process_blocks_its_gpu_and_no_other(job: Callable[..., Job], 
     stranger.kill()
     stranger.wait()
     assert gpus_of(four, cards) == [2]
+
+
+def test_a_restart_with_other_gpus_gives_up_what_it_has(job: Callable[..., Job], cards: Cards) -> None:
+    one, other = job(1), job(1)
+    assert [gpus_of(one, cards), gpus_of(other, cards)] in ([[0], [1]], [[1], [0]])
+    one.ask(control.Restart("me@here", spec=replace(one.spec, gpus=4).to_json().decode()))
+    wait_until(lambda: f"job {other.spec.id} pid" in waits(one), 15, "the other in its way")
+    assert len(lease.holders().keys() & {*cards.uuids}) == 1
+    other.stop(now=True)
+    assert gpus_of(one, cards) == [0, 1, 2, 3]
 
 
 def test_memory_that_nobody_is_seen_to_use_is_somebodys(job: Callable[..., Job], cards: Cards) -> None:
