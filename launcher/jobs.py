@@ -32,7 +32,7 @@ class JobStatus:
     step: int | None
     total: int | None
     loss: float | str | None  # "nan", "inf" as text
-    health: str | None
+    health: str | None  # ok, warning, sick, unknown; None: nobody looked
     submitted_at: float | None
     started_at: float | None
     ended_at: float | None

@@ -25,7 +25,7 @@ from cluster.contract import AttemptDir, RunDir
 from cluster.errors import ClusterError, NodeFailure, Unusable, explain
 from cluster.node import process
 from cluster.node.agent import failure
-from cluster.node.view import go_on, read_view
+from cluster.node.view import fill_health, go_on, read_view
 from cluster.states import ENDED_WORDS
 
 if TYPE_CHECKING:
@@ -268,6 +268,7 @@ def frames(request: dict[str, Any], wait: Wait) -> Iterator[Frame]:
             now = time.monotonic()
             if over:
                 selection.check(view)
+                fill_health([view])
                 yield {"end": view}, b""
                 return
             if sent:

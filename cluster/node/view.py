@@ -63,7 +63,7 @@ def status(request: dict[str, Any], _payload: object) -> dict[str, Any]:
             continue
         if not (request.get("active_only") and view["state"] in ENDED_WORDS):
             jobs.append(view)
-    _fill_health(jobs)
+    fill_health(jobs)
     return {"hostname": process.hostname(), "boot_id": process.boot_id(), "t": time.time(), "notes": go_on(jobs),
             "jobs": jobs, "broken": broken, "unasked": next((view["unasked"] for view in jobs if view["unasked"]), "")}
 
@@ -73,7 +73,7 @@ def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     from cluster.node import past, worktree  # runs git; a status must not pay for that
     run = RunDir(Path(request["run_dir"]))
     view = read_view(run)
-    _fill_health([view])
+    fill_health([view])
     go_on([view])
     events, skipped = read_events(run)
     config = run.attempt(view["attempt"] or 0).config
@@ -90,7 +90,7 @@ def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     }
 
 
-def _fill_health(views: Sequence[dict[str, Any]]) -> None:
+def fill_health(views: Sequence[dict[str, Any]]) -> None:
     from cluster.node import doctor  # which reads views itself
     doctor.fill(views)
 
