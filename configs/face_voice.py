@@ -156,7 +156,7 @@ class Schedule(Strict):
 class Guards(Strict):
     """What is said aloud while training: a loss that stays at ln(batch), embeddings that fall into one point."""
 
-    chance_after: Count = 100  # steps
+    after: Count = 100  # steps, before which nothing is said
     chance_window: Positive = 50  # steps whose mean |loss - ln(batch)| is looked at
     chance_share: Fraction = 0.1  # of ln(batch)
     min_std: Fraction = 0.1  # of embeddings; 1: spread evenly over the sphere

@@ -29,23 +29,24 @@ class Alarms:
         """`loss` of a step, as the ranks share it."""
         guards = self._guards
         self._losses.append(abs(loss - self._chance))
-        full = len(self._losses) == guards.chance_window and step >= guards.chance_after
+        full = len(self._losses) == guards.chance_window and step >= guards.after
         distance = sum(self._losses) / len(self._losses)
         return self._told("loss", full and distance <= guards.chance_share * self._chance,
                           f"the loss stays at ln(batch) = {self._chance:.3f}, the loss of guessing (off by "
                           f"{distance:.3f} on average in {guards.chance_window} steps): the towers may be random and "
                           "frozen, the learning rate too low, faces and voices mixed up")
 
-    def of_spread(self, what: str, std: float, cosine: float) -> str | None:
+    def of_spread(self, step: int, what: str, std: float, cosine: float) -> str | None:
         """The spread (models.face_voice.Spread) of the embeddings of a batch."""
         guards = self._guards
-        return self._told(what, std < guards.min_std or cosine > guards.max_cosine,
+        fallen = std < guards.min_std or cosine > guards.max_cosine
+        return self._told(what, step >= guards.after and fallen,
                           f"the embeddings of {what} have collapsed: std {std:.3f} (1 is spread evenly), mean cosine "
                           f"of all pairs {cosine:.3f}: everybody looks alike")
 
     def of_validation(self, step: int, value: float, low: float, high: float) -> str | None:
         """1:2 matching of people that are not trained on, with its interval."""
-        return self._told("validation", step >= self._guards.chance_after and low <= 0.5,
+        return self._told("validation", step >= self._guards.after and low <= 0.5,
                           f"validation is at chance: 1:2 matching {value:.3f} ({low:.3f} .. {high:.3f}), chance 0.5")
 
     def _told(self, name: str, on: bool, text: str) -> str | None:

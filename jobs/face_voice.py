@@ -36,6 +36,7 @@ ALLOW_OVERLAP = "take a validation or test set with identities that are trained 
 def main() -> None:
     given = arguments("face_voice", "Match faces and voices.", allow_overlap=ALLOW_OVERLAP)
     config = read_run(given.config, FaceVoiceRun)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # every weight comes from a folder that the config names
     from jobs.world import open_world
 
     with open_world() as world:

@@ -32,6 +32,7 @@ _STEPS = 2  # embeddings, protocols
 def main() -> None:
     given = arguments("face_voice_eval", "Evaluate face-voice matching.", allow_overlap=ALLOW_OVERLAP)
     config = read_run(given.config, FaceVoiceEvalRun)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # every weight comes from a folder that the config names
     from jobs.world import open_world
 
     with open_world() as world:

@@ -174,7 +174,8 @@ class FaceVoiceStage(Stage):
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         self._tell(self._step, self._alarms.of_loss(self._step, means["loss"]))
         for what in ("face", "voice"):
-            self._tell(self._step, self._alarms.of_spread(f"{what}s", means[f"{what}_std"], means[f"{what}_cosine"]))
+            self._tell(self._step, self._alarms.of_spread(
+                self._step, f"{what}s", means[f"{what}_std"], means[f"{what}_cosine"]))
         return means
 
     def evaluate(self, step: int, stop_asked: Callable[[], bool]) -> dict[str, float] | None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from configs.face_voice import FaceTower, Model, VoiceTower
 from jobs.data.seen_heard import FaceForm, VoiceForm
@@ -116,7 +116,6 @@ def _about(kind: str, net: PreTrainedModel, form: FaceForm | VoiceForm) -> dict[
 
 
 def _classes(kind: str) -> tuple[Any, Any]:
-    os.environ["HF_HUB_OFFLINE"] = "1"  # every weight comes from a folder that the config names
     import transformers  # seconds, and the tiny towers need none of it
 
     model, config = _CLASSES[kind]
@@ -141,7 +140,7 @@ def _net(kind: str, path: str, key: str, **options: Any) -> tuple[PreTrainedMode
         config = without_chance(config_cls.from_pretrained(folder, local_files_only=True))
         net, info = cls.from_pretrained(folder, config=config, local_files_only=True, dtype=torch.float32,
                                         output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise JobError(f"{key}: the weights in {folder} cannot be read: {error}", "download or copy them again"
                        ) from None
     lacking = sorted(info["missing_keys"]) + [str(one[0]) for one in info["mismatched_keys"]]

@@ -39,16 +39,12 @@ def test_without_repeats_it_is_the_cross_entropy_of_both_ways() -> None:
     assert found.accuracy == pytest.approx((sum(hits) / 2).item())
 
 
-def test_an_identity_that_is_twice_in_a_batch_is_not_pushed_away_from_itself() -> None:
-    """Taken for negatives, the face of the one pair would move away from the voice of the other."""
-    faces = functional.normalize(torch.eye(4)[[0, 0, 1, 2]] + 0.01 * torch.randn(4, 4), dim=1)
-    voices = functional.normalize(torch.eye(4)[[0, 3, 1, 2]] + 0.01 * torch.randn(4, 4), dim=1).requires_grad_()
-    scale = torch.tensor(math.log(10.0))
-    contrast(faces, voices, torch.tensor([7, 7, 1, 2]), scale).loss.backward()
-    assert voices.grad is not None and (voices.grad[1] @ faces[0]).item() < -1e-3  # towards both faces
-    voices.grad = None
-    contrast(faces, voices, torch.arange(4), scale).loss.backward()
-    assert (voices.grad[0] @ faces[1]).item() > (voices.grad[0] @ faces[0]).item() - 1e-3
+@pytest.mark.parametrize(("identities", "pulled"), [([7, 7, 1, 2], True), ([7, 8, 1, 2], False)])
+def test_an_identity_that_is_twice_in_a_batch_is_not_pushed_away_from_itself(identities: list[int], pulled: bool) -> None:
+    faces = torch.full((4, 4), 0.5).requires_grad_()  # as near to each of the voices
+    contrast(faces, torch.eye(4), torch.tensor(identities), torch.tensor(2.0)).loss.backward()
+    assert faces.grad is not None and (faces.grad[0, 1].item() < 0) is pulled  # the first face, the second voice
+    assert faces.grad[0, 0] < 0 < faces.grad[0, 2]
 
 
 @pytest.mark.parametrize("bound", [0.0, math.log(MAX_SCALE)])
@@ -92,7 +88,7 @@ def test_a_head_that_says_nothing_gives_no_exploding_gradient() -> None:
     nn.init.zeros_(heads.face[-1].weight), nn.init.zeros_(heads.face[-1].bias)
     contrast(heads.faces(torch.randn(4, 8)), heads.voices(torch.randn(4, 8)), torch.arange(4), heads.log_scale
              ).loss.backward()
-    assert heads.face[-1].bias.grad is not None and heads.face[-1].bias.grad.norm() < 1e8
+    assert heads.face[-1].weight.grad is not None and 0 < heads.face[-1].weight.grad.norm() < 1e9
 
 
 def test_spread_tells_a_sphere_from_a_point() -> None:
@@ -148,10 +144,12 @@ def test_the_mean_leaves_padding_out() -> None:
 @pytest.mark.parametrize(("how", "trained"), [("all", set()), ("top_k", {"3"}), ("none", {"0", "1", "2", "3"})])
 def test_what_is_frozen_has_no_gradient_and_stays_in_eval_mode(how: str, trained: set[str]) -> None:
     tower = TinyFace(16)
+    for layer in tower.layers:
+        layer.append(nn.Dropout(0.5))
     tower.freeze(how, 1)
     tower.train()
     assert {name.split(".")[1] for name, one in tower.named_parameters() if one.requires_grad} == trained
-    assert {str(number) for number, layer in enumerate(tower.layers) if layer.training} == trained
+    assert {str(number) for number, layer in enumerate(tower.layers) if layer[-1].training} == trained
     assert tower.training is bool(trained)
 
 
