@@ -122,7 +122,7 @@ class Model(Strict):
 
 
 class Clips(Strict):
-    train_s: PositiveFloat = 3.0  # drawn anew from a recording each time; of a frozen tower: from its middle
+    train_s: PositiveFloat = 3.0  # drawn anew from a recording each time; freeze: all takes eval_s
     eval_s: PositiveFloat = 6.0  # from its middle
     min_s: PositiveFloat = 0.3  # shorter recordings are bad ones
 

@@ -208,9 +208,13 @@ def _setting(config: FaceVoiceRun, parts: Parts, built: tuple[Built, Built], job
     if world.is_main:
         write_about(config, matcher, parts.train, msgspec.to_builtins(config.data), digests,
                     job.attempt.path / "about")
-    provenance = {"training data": parts.train.fingerprint(), "validation data": parts.val.fingerprint(),
-                  "test data": parts.test.fingerprint(), "batch": str(training.batch)}
-    return matcher, Setting(parts, source, matcher, digests, provenance)
+    return matcher, Setting(parts, source, matcher, digests,
+                            world.on_main(lambda: _provenance(parts)) | {"batch": str(training.batch)})
+
+
+def _provenance(parts: Parts) -> dict[str, str]:
+    return {f"{name} data": people.fingerprint() for name, people in
+            (("training", parts.train), ("validation", parts.val), ("test", parts.test))}
 
 
 def keep(config: Any, matcher: Matcher, everyone: list[People], job: Job, metrics: Metrics, world: World,

@@ -125,7 +125,7 @@ class FaceVoiceStage(Stage):
 
     name = "face-voice"
     scalars = ("accuracy", "scale", *_SPREADS)
-    shown = ("loss", "accuracy", "scale")
+    shown = ("loss", "accuracy", "scale", "gpu_gb")
     best_metric = "val/match"
     gathers = True
 
@@ -176,6 +176,8 @@ class FaceVoiceStage(Stage):
         for what in ("face", "voice"):
             self._tell(self._step, self._alarms.of_spread(
                 self._step, f"{what}s", means[f"{what}_std"], means[f"{what}_cosine"]))
+        if self._world.device.type == "cuda":
+            return means | {"gpu_gb": torch.cuda.max_memory_allocated(self._world.device) / 1e9}
         return means
 
     def evaluate(self, step: int, stop_asked: Callable[[], bool]) -> dict[str, float] | None:

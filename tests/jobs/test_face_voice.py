@@ -160,7 +160,7 @@ def test_people_on_both_sides_are_refused_before_anything_is_made(start: Start, 
     assert run(start, tmp_path / "run", config) == [2]
     assert "data.val: 20 of 20 identities are trained on too" in output(tmp_path / "run")
     assert not (tmp_path / "run/artifacts").exists()
-    config["training"]["max_steps"] = 1
+    config["training"] |= {"max_steps": 2, "accumulation": 2, "precision": "bf16"}
     allowed = tmp_path / "allowed"
     assert run(start, allowed, config, argv=("--allow-overlap",)) == [0], output(allowed)
     assert "data.test: 20 of 20 identities are trained on too" in output(allowed) and "(allowed)" in output(allowed)
