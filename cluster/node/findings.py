@@ -115,8 +115,8 @@ class Case:
         found = [key for key in self.config if key.rpartition(".")[2] in words]
         return min(found, key=lambda key: (key.count("."), len(key)), default=None)
 
-    def number(self, *words: str) -> float | None:
-        key = self.key(*words)
+    def number(self, word: str) -> float | None:
+        key = self.key(*_SYNONYMS.get(word, (word,)))
         return as_number(self.config[key]) if key else None
 
     def restart(self, **changes: float) -> str:
@@ -129,7 +129,7 @@ class Case:
 
     def gentler(self) -> str:
         """The same with a fifth of the learning rate and a warm-up twice as long."""
-        lr, warmup = self.number(*_SYNONYMS["lr"]), self.number(*_SYNONYMS["warmup"])
+        lr, warmup = self.number("lr"), self.number("warmup")
         return self.restart(**({"lr": lr / 5} if lr else {}), **({"warmup": max(500.0, 2 * warmup)} if warmup else {}))
 
     def again_or(self, command: str) -> str:
@@ -138,7 +138,7 @@ class Case:
 
 
 _SYNONYMS = {"lr": ("lr", "learning_rate", "base_lr"), "warmup": ("warmup", "warmup_steps", "warmup_updates"),
-             "steps": ("max_steps", "total_steps", "steps")}
+             "steps": ("max_steps", "total_steps", "steps"), "batch": _BATCH}
 
 
 def as_number(value: Any) -> float | None:

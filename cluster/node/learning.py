@@ -162,7 +162,7 @@ def learning_rate(case: Case) -> Iterator[Finding]:
         return
     values = [rate for _, rate in rates]
     first, last, peak = rates[0][0], rates[-1][0], max(values)
-    warmup = case.number("warmup", "warmup_steps", "warmup_updates") or 0
+    warmup = case.number("warmup") or 0
     decay = case.config.get(case.key("decay", "lr_decay", "scheduler", "lr_scheduler") or "")
     if peak == 0:
         yield Finding(

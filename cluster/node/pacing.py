@@ -1,6 +1,7 @@
 """Rules over time: a job that became slow, stands still, ended badly or did nothing."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from cluster.node import thresholds as limit
@@ -9,7 +10,7 @@ from cluster.node.findings import Case, Finding, Line, as_number, median
 Interval = tuple[int, int, float]  # (step before, steps, seconds)
 _ENDED_BADLY = {
     "FAILED": ("an error ended it", "launch logs {job} -n 50"),
-    "OUT_OF_MEMORY": ("more memory was needed than there is", "launch restart {job}"),
+    "OUT_OF_MEMORY": ("more memory was needed than there is", ""),
     "TIMEOUT": ("its time was over before its last step", "launch restart {job}"),
     "NODE_FAIL": ("its machine was lost", "launch restart {job}"),
 }
@@ -73,14 +74,32 @@ def stalled(case: Case) -> Iterator[Finding]:
 
 def _allowed_gap(case: Case) -> float | None:
     """Seconds without a line that are no stall; None: nothing is known of its pace."""
-    times = [t for line in case.lines[-limit.STALL_LINES:] if (t := as_number(line.get("t"))) is not None]
-    pauses = [after - before for before, after in zip(times, times[1:]) if after >= before]
-    steps = [seconds for _, _, seconds in intervals(case.lines[-limit.STALL_LINES:])]
-    if not pauses and case.from_log:
-        pauses = steps = _paces_of_log(case)
-    if len(pauses) < limit.STALL_FEWEST:
+    lines = case.attempts[-1].lines if case.attempts else case.lines
+    pauses = _pauses(lines)
+    steps = [seconds for line, seconds in pauses if "event" not in line][-limit.STALL_LINES:]
+    if not steps and case.from_log:
+        steps = _paces_of_log(case)
+    if len(steps) < limit.STALL_FEWEST:
         return None
-    return max(limit.STALL_STEPS * median(steps or pauses), limit.STALL_PAUSES * max(pauses)) + limit.STALL_S
+    longest = [max(steps)]
+    if _may_evaluate(lines):
+        longest += [seconds for line, seconds in pauses if "event" in line]
+    return max(limit.STALL_STEPS * median(steps), limit.STALL_PAUSES * max(longest)) + limit.STALL_S
+
+
+def _pauses(lines: Sequence[Line]) -> list[tuple[Line, float]]:
+    """(line, seconds since the one before it), but for those whose predecessor is not at hand."""
+    pairs = [(before, line) for before, line in zip(lines, lines[1:]) if _between(before, line) >= 0]
+    jumps = [line["step"] - before["step"] for before, line in pairs if "event" not in line]
+    usual = median(jumps) if jumps else 0
+    return [(line, _between(before, line)) for before, line in pairs
+            if line["step"] - before["step"] <= limit.STALL_JUMP * max(1, usual)]
+
+
+def _may_evaluate(lines: Sequence[Line]) -> bool:
+    """Whether its last step is one after which it evaluates, by those after which it did."""
+    evaluated = [line["step"] for line in lines if line.get("event") == "eval" and line["step"]]
+    return not evaluated or lines[-1]["step"] % math.gcd(*evaluated) == 0
 
 
 def _paces_of_log(case: Case) -> list[float]:
@@ -98,10 +117,12 @@ def ended_badly(case: Case) -> Iterator[Finding]:
     cause, fix = _ENDED_BADLY[case.state]
     at = f" at step {case.step}" if case.step is not None else ""
     total = f" of {case.total}" if case.total and case.step is not None else ""
+    batch = case.number("batch") or 0
+    smaller = case.restart(**({"batch": batch // 2} if batch > 1 else {}))
     yield Finding(
         "ended-badly", "error", f"{case.reason or case.state.lower()}{at}{total}",
         "it did not do what it was started for", case.detail.strip().split("\n", 1)[0] or cause,
-        fix.format(job=case.job), case.step, case.step)
+        fix.format(job=case.job) or smaller, case.step, case.step)
 
 
 def nothing_done(case: Case) -> Iterator[Finding]:

@@ -92,10 +92,11 @@ SLOWER = 2.0
 SLOWER_S = 60.0
 SLOWER_STEPS = 30
 SETTLING_STEPS = 10  # compilation, caches
-# A hang: three median steps and 30 s without a line, but never less than twice the longest pause so far (an
-# evaluation, a save), because the next one may just be going on.
+# A hang: three median steps and 30 s without a line, but never less than twice the longest pause of the newest steps,
+# and after a step at which it evaluates twice the longest evaluation, because that may just be going on.
 STALL_STEPS = 3.0
 STALL_PAUSES = 2.0
 STALL_S = 30.0
-STALL_LINES = 500  # of the newest lines that pauses are measured in
+STALL_LINES = 500  # of the newest steps that pauses are measured in
+STALL_JUMP = 2  # times the usual distance of two lines: further apart, what lies between them was not read
 STALL_FEWEST = 3  # lines before there is a median

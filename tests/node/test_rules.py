@@ -172,9 +172,12 @@ def test_a_stall_is_three_median_steps_and_30_s_but_no_evaluation() -> None:
     for gap, expected in ((3 + 28, []), (3 + 31, ["stalled"])):
         found = judged(lines, state="RUNNING", now=300.0 + gap, written=300.0)
         assert [one.rule for one in found] == expected
-    slow_evaluation = [line | {"t": line["t"] + 40 * (line["step"] > 100 or line.get("event") == "eval" and line["step"] == 100)}
-                       for line in lines]
-    assert judged(slow_evaluation, state="RUNNING", now=340.0 + 60, written=340.0) == []
+    slow = [line | {"t": line["t"] + 40 * (line["step"] > 100 or line.get("event") == "eval" and line["step"] == 100)}
+            for line in lines if (line["step"], line.get("event")) != (200, "eval")]
+    assert judged(slow, state="RUNNING", now=340.0 + 60, written=340.0) == []  # step 200: it evaluates again
+    assert one(slow[:-1], state="RUNNING", now=339.0 + 60, written=339.0).rule == "stalled"  # step 199
+    hole = [*lines[:20], *lines[150:]]
+    assert one(hole, state="RUNNING", now=340.0, written=300.0).rule == "stalled"
     assert judged(lines, state="STOPPING", now=9999.0, written=300.0) == []
     assert judged(run(400), state="RUNNING", now=9999.0, written=500.0) == []  # it writes its artifacts
 
@@ -192,7 +195,8 @@ def test_an_ending_that_looks_like_a_success() -> None:
     finished = Attempt(1, 1.0, 2.0, 3.0, resume_step=400, lines=[*nothing.lines, {"step": 400, "event": "done"}])
     assert judged(run(), attempts=[finished]) == []  # only its last evaluation was missing
     assert one(run(10, applied=0), attempts=[finished]).rule == "nothing-trained"
-    assert "out of GPU memory at step 400" in one(run(), state="OUT_OF_MEMORY", reason="out of GPU memory").what
+    full = one(run(), state="OUT_OF_MEMORY", reason="out of GPU memory")
+    assert "out of GPU memory at step 400" in full.what and full.fix.endswith("--set training.batch_per_rank=1")
     assert rules.health(Case("a", run(), state="FAILED")) == "ok"  # its learning; its state says the rest
 
 
