@@ -23,7 +23,7 @@ HOLD = ("sh", "-c", "echo $CUDA_VISIBLE_DEVICES; exec sleep 60")
 
 
 @pytest.fixture
-def job(make_job: Callable[..., Job], cards: Cards) -> Callable[..., Job]:
+def job(cards: Cards, make_job: Callable[..., Job]) -> Callable[..., Job]:
     """job(2) -> a started job that holds two GPUs until it is killed."""
     def start(gpus: int, *argv: str, **fields: object) -> Job:
         return make_job("command", *(argv or HOLD), gpus=gpus, **fields).start(PATH=cards.path)

@@ -225,7 +225,7 @@ def test_a_command_runs_on_both(two_nodes: Callable[..., tuple[Job, Node]]) -> N
     assert not job.run.team.exists() and node.reasons == [Reason.DONE]
 
 
-def test_each_node_leases_its_gpus_for_all_attempts(two_nodes: Callable[..., tuple[Job, Node]], cards: Cards,
+def test_each_node_leases_its_gpus_for_all_attempts(cards: Cards, two_nodes: Callable[..., tuple[Job, Node]],
                                                     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", cards.path)
     holder = make_job("command", "sleep", "60", gpus=3).start()
