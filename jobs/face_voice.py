@@ -113,7 +113,7 @@ def made_here(data: Data, job: Job, world: World) -> Data:
 
 def _parts(config: FaceVoiceRun, data: Data, world: World) -> Parts:
     """Everybody, checked and divided. Raises AgreedError."""
-    from jobs.data.pairs import Parts, People, check_disjoint, find_people, split
+    from jobs.data.pairs import Parts, People, check_disjoint, check_enough, find_people, split
     from jobs.data.seen_heard import checked
 
     clip = eval_clip(config)
@@ -126,8 +126,11 @@ def _parts(config: FaceVoiceRun, data: Data, world: World) -> Parts:
         parts = world.all_or_none(lambda: split(everyone, data.split))
     else:
         val, test = people_of(data.val), people_of(data.test)
-        notes = [world.all_or_none(lambda: check_disjoint(everyone.names, people, what, data.allow_overlap))
-                 for what, people in (("data.val", val), ("data.test", test))]
+        notes = []
+        for what, people in (("data.val", val), ("data.test", test)):
+            world.all_or_none(lambda people=people, what=what: check_enough(people, what))
+            notes.append(world.all_or_none(lambda people=people, what=what: check_disjoint(
+                everyone.names, people, what, data.allow_overlap)))
         parts = Parts(People(everyone.persons, (*everyone.notes, *filter(None, notes))), val, test, People(()))
     samples = sum(person.samples for person in parts.train.persons)
     if samples < config.training.batch:

@@ -110,12 +110,13 @@ def _parts(config: FaceVoiceEvalRun, given: argparse.Namespace, about: dict[str,
     """What is evaluated: `test`, and `seen` of the training's own data."""
     import msgspec
 
-    from jobs.data.pairs import Parts, People, check_disjoint, find_people, split
+    from jobs.data.pairs import Parts, People, check_disjoint, check_enough, find_people, split
     from jobs.data.seen_heard import checked
 
     nobody, trained = People(()), set(about["trained"])
     if config.data is not None:
         people = checked(find_people(with_found_source(config.data)), clip, "error", world)
+        check_enough(people, "data")
         note = check_disjoint(trained, people, "data", config.allow_overlap or given.allow_overlap)
         metrics.say(note or f"{len(people.persons)} identities, none of them trained on")
         return Parts(nobody, nobody, people, nobody)

@@ -17,11 +17,13 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from configs.face_voice import Source, Split
 from jobs.runtime import JobError
 from jobs.world import mixed_seed
 
+T = TypeVar("T")
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 SOUNDS = frozenset({".wav", ".flac", ".ogg", ".mp3", ".m4a"})
 _VOXCELEB = re.compile(r"(?:^|[/_])(id\d{5})(?=[/_.]|$)")
@@ -130,6 +132,12 @@ def check_disjoint(trained: set[str], others: People, what: str, allow_overlap: 
     return f"note: {said} (allowed)"
 
 
+def check_enough(people: People, what: str) -> None:
+    """Raises JobError."""
+    if len(people.persons) < 2:
+        raise JobError(f"{what}: {len(people.persons)} identities; it takes two to tell them apart", "name more people")
+
+
 def some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
@@ -168,13 +176,14 @@ def _from_voxceleb(root: Path) -> People:
 
 def _from_folders(faces: Path, voices: Path, pattern: str | None) -> People:
     """By the path below each folder without its ending."""
-    _listed(faces), _listed(voices)
+    for folder in (faces, voices):
+        _listed(folder)
     seen = {str(path.relative_to(faces).with_suffix("")): path for path in _files(faces, PICTURES)}
     heard = {str(path.relative_to(voices).with_suffix("")): path for path in _files(voices, SOUNDS)}
     rows = []
     for key in sorted(seen.keys() & heard.keys()):
-        folder = key.partition("/")[0] if "/" in key else None
-        rows.append(_Row(seen[key], heard[key], _by_pattern(pattern, key) or _by_voxceleb(key) or folder or key))
+        rows.append(_Row(seen[key], heard[key],
+                         _by_pattern(pattern, key) or _by_voxceleb(key) or key.partition("/")[0]))
     alone = [(f"{len(names)} {what} without a {other}: {some(sorted(names))}") for names, what, other in
              ((seen.keys() - heard.keys(), "faces", "voice"), (heard.keys() - seen.keys(), "voices", "face")) if names]
     return People(_grouped(rows), tuple(alone))
@@ -305,7 +314,7 @@ def _text(path: Path) -> str:
     return _reading(path, lambda: path.read_text(encoding="utf-8-sig"))
 
 
-def _reading(path: Path, read: Callable[[], str | list[Path]]):  # noqa: ANN202
+def _reading(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
     except OSError as error:
