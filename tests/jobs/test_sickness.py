@@ -77,7 +77,9 @@ def test_a_healthy_training_has_no_findings(job: Job) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy.make(tmp_path_factory.mktemp("mice"), samples=12, val=3, size=16, seed=0)
+    directory = tmp_path_factory.mktemp("mice") / "data"
+    toy.make(directory, samples=12, val=3, size=16, seed=0)
+    return directory
 
 
 def by_hand(stage: str, config: dict[str, Any], tmp_path: Path) -> Path:
@@ -115,7 +117,7 @@ def clap1(data: Path, seed: int) -> dict[str, Any]:
                 "base": {"channels": [16, 16], "cross_attention_dim": 16, "steps": 60, "batch": 8}}},
             "training": {"max_steps": 150, "seed": seed, "batch_per_rank": 4, "accumulation": 1, "precision": "fp32",
                          "loader_workers": 0, "optimizer": {"lr": 1e-3}, "schedule": {"warmup": 10},
-                         "validation": {"every_steps": 50, "max_items": 8, "timesteps": 2, "resamples": 50}},
+                         "validation": {"every_steps": 50, "max_items": 32, "timesteps": 2, "resamples": 50}},
             "checkpoint": {"every_steps": 50}}
 
 
