@@ -104,7 +104,7 @@ def test_the_common_commands_load_only_the_standard_library(command: list[str], 
     assert loaded & HEAVY == set()
 
 
-@pytest.mark.parametrize("stage", ["phase1", "phase3", "face-voice"])
+@pytest.mark.parametrize("stage", ["phase1", "phase3", "face-voice", "clap1", "clap2", "clap3", "clap-evaluate", "clap-generate"])
 def test_no_key_of_a_run_file_is_dead(stage: str) -> None:
     """Each key of a run file is read somewhere in jobs/ or models/."""
     from configs.keys import known_keys
