@@ -231,8 +231,9 @@ class Lease:
     def uuids(self) -> tuple[str, ...]:
         return tuple(gpu.uuid for gpu in self.gpus)
 
-    def fits(self, claim: Claim) -> bool:
-        """Whether it is what `claim` would take."""
+    def fits(self, spec: JobSpec) -> bool:
+        """Whether it is what that job would take."""
+        claim = Claim.of(spec)
         asked = (claim.count, claim.shared) == (self.claim.count, self.claim.shared)
         return asked and all(claim.allows(gpu.index) for gpu in self.gpus)
 

@@ -5,16 +5,18 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.contract import RunDir
 from cluster.events import TERMINATED
 from cluster.node.aside import Aside
 from cluster.node.control import Control, Restart, Stop
-from cluster.node.lease import Claim, Lease
-from cluster.node.leasing import Neighbours
 from cluster.node.loop import Loop
 from cluster.spec import JobSpec
+
+if TYPE_CHECKING:
+    from cluster.node.lease import Lease
+    from cluster.node.leasing import Neighbours
 
 
 class Place:
@@ -36,14 +38,16 @@ class Place:
     def begin(self, spec: JobSpec, save_s: float | None) -> None:
         """A person started or restarted the job, its limit begins anew; `save_s`: of its last measured save."""
         self._ends_at = None if spec.time_s is None else time.monotonic() + spec.time_s
-        if self.lease and not self.lease.fits(Claim.of(spec)):
+        if self.lease and not self.lease.fits(spec):
             self.release()
 
     def keep_lease(self) -> list[str]:
         """-> what has happened to it, each once."""
         if self.lease is None:
             return []
-        self._neighbours = self._neighbours or Neighbours(self.lease, self._aside)
+        if self._neighbours is None:
+            from cluster.node.leasing import Neighbours  # a job without GPUs does without
+            self._neighbours = Neighbours(self.lease, self._aside)
         lost = set(self.lease.keep()) - self._lost
         self._lost |= lost
         return [f"the lock of GPU {index} was removed from /dev/shm; another job has it now" for index in sorted(lost)

@@ -109,7 +109,8 @@ def test_a_job_is_brought_to_a_node_with_a_workdir_of_its_own_and_back(apart: La
     moved = json.loads(testbed.read("gpu01", f"{APART}/runs/{job}/moved_to.json"))
     assert (moved["node"], moved["run_dir"]) == ("gpu02", f"{APART}/runs/{job}")
     assert not [line for line in testbed.processes() if line.startswith("gpu01")]
-    assert before.status(job)["node"] == "gpu02" and before.status(job)["state"] == "RUNNING"
+    followed = before.status(job)
+    assert (followed["node"], followed["state"]) == ("gpu02", "RUNNING")
     (found,) = json.loads(stranger.launch("status", "--rescan", "--all", "--json").stdout)
     assert (found["id"], found["node"], found["state"]) == (job, "gpu02", "RUNNING")
     apart.launch("restart", job, "--node", "gpu01")
@@ -119,7 +120,8 @@ def test_a_job_is_brought_to_a_node_with_a_workdir_of_its_own_and_back(apart: La
     apart.launch("kill", job)
     steps = metrics(apart, "gpu01", job)
     assert steps == list(range(steps[0], steps[0] + len(steps))), steps
-    assert apart.status(job)["state"] == "CANCELLED" and apart.status(job)["checkpoint_step"] == steps[-1]
+    view = apart.status(job)
+    assert (view["state"], view["checkpoint_step"]) == ("CANCELLED", steps[-1])
 
 
 def test_where_the_directory_is_seen_nothing_travels(lab: Lab, testbed: Testbed) -> None:
@@ -137,7 +139,7 @@ def test_where_the_directory_is_seen_nothing_travels(lab: Lab, testbed: Testbed)
 def test_a_node_that_does_not_answer_keeps_its_job_and_what_would_be_lost_is_said(apart: Lab, testbed: Testbed) -> None:
     job = trained(apart)
     step = apart.status(job)["step"]
-    with testbed.link_down("gpu01"):
+    with testbed.sshd_killed("gpu01"):
         refused = apart.launch("restart", job, "--node", "gpu02", code=3)
     words = " ".join(refused.stderr.split())
     assert "gpu01 cannot be reached" in words and "which would be lost" in words and "checkpoint at step" in words, words

@@ -53,7 +53,7 @@ def test_a_lease_is_told_kept_by_the_next_attempt_and_free_when_its_supervisor_i
         job: Callable[..., Job], cards: Cards) -> None:
     first = job(3)
     assert gpus_of(first, cards) == [0, 1, 2]
-    assert [event.gpus for event in first.events if isinstance(event, Launched)] == [cards.uuids[:3]]
+    wait_until(lambda: [one.gpus for one in first.events if isinstance(one, Launched)] == [cards.uuids[:3]], 5, "told")
     second = job(2)
     wait_until(lambda: waits(second), 15, "somebody in the way")
     said = rf"local GPU 0: \w+ job {first.spec.id} pid {first.supervisor.pid} since \d\d:\d\d; GPU 1: .*; GPU 2: .*"
