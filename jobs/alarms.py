@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from statistics import fmean
 
 from configs.face_voice import Guards
 from jobs.runtime import JobError
+
+_FALLS = 0.02  # of ln(batch), from the first to the second half of the window: it is learning
 
 
 class NotLearning(JobError):
@@ -28,13 +31,19 @@ class Alarms:
     def of_loss(self, step: int, loss: float) -> str | None:
         """`loss` of a step, as the ranks share it."""
         guards = self._guards
-        self._losses.append(abs(loss - self._chance))
+        self._losses.append(loss)
         full = len(self._losses) == guards.chance_window and step >= guards.after
-        distance = sum(self._losses) / len(self._losses)
-        return self._told("loss", full and distance <= guards.chance_share * self._chance,
+        distance = fmean(abs(one - self._chance) for one in self._losses)
+        stays = distance <= guards.chance_share * self._chance and not self._falls()
+        return self._told("loss", full and stays,
                           f"the loss stays at ln(batch) = {self._chance:.3f}, the loss of guessing (off by "
                           f"{distance:.3f} on average in {guards.chance_window} steps): the towers may be random and "
                           "frozen, the learning rate too low, faces and voices mixed up")
+
+    def _falls(self) -> bool:
+        """A loss that comes from above passes ln(batch) on its way down."""
+        losses, half = list(self._losses), len(self._losses) // 2
+        return half > 0 and fmean(losses[:half]) - fmean(losses[half:]) > _FALLS * self._chance
 
     def of_spread(self, step: int, what: str, std: float, cosine: float) -> str | None:
         """The spread (models.face_voice.Spread) of the embeddings of a batch."""

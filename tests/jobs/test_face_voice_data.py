@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +13,13 @@ from PIL import Image
 
 from configs.face_voice import Data, Source, Split
 from jobs.data import identities
+from jobs.data.__main__ import main as data_tools
 from jobs.data.pairs import People, Person, check_disjoint, find_people, split
 from jobs.data.seen_heard import Clip, FaceForm, Faces, Pairs, VoiceForm, Voices, checked, read_face, read_voice
 from jobs.loader import Draw
 from jobs.runtime import AgreedError, JobError
 from jobs.world import World
 
-ROOT = Path(__file__).parents[2]
 CLIP = Clip(1.0, 0.3)
 
 
@@ -212,11 +210,13 @@ def test_a_batch_is_a_function_of_its_draws(made: Path) -> None:
 
 # --- the procedural set ---------------------------------------------------------------------------------------------
 
-def test_the_procedural_set_is_the_same_each_time(made: Path, tmp_path: Path) -> None:
+def test_the_procedural_set_is_the_same_each_time(made: Path, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["identities", str(tmp_path / "again"), "--identities", "10", "--media", "3", "--size", "16"]
-    said = subprocess.run([sys.executable, "-m", "jobs.data", *argv], cwd=ROOT, capture_output=True, text=True)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout == f"10 identities with 3 faces and 3 voices each in {tmp_path / 'again'}\n"
+    with pytest.raises(SystemExit) as ended:
+        data_tools(argv)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"10 identities with 3 faces and 3 voices each in {tmp_path / 'again'}\n"
     for path in made.rglob("*.*"):
         assert (tmp_path / "again" / path.relative_to(made)).read_bytes() == path.read_bytes()
     assert not identities.make(tmp_path / "again", 10, 3, 16, 8000, 0)

