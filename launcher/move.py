@@ -56,7 +56,8 @@ def plan(job: Job, shown: dict[str, Any], spec: JobSpec, old: Node, word: str,
     spec = replace(spec, node=to.name, python=to.python, env=env, share=to.share,
                    gpu_choice=None if to.gpus == "auto" else tuple(to.gpus), after=spec.after if shares else (),
                    config_digest=digest(config.encode()) if config else None)
-    _check(spec, config, to, start)
+    origin = spec.resume if spec.resume.startswith("/") and shown["view"]["checkpoint_step"] is None else None
+    _check(spec, config, origin, to, start)
     return Move(to, shares), spec, config
 
 
@@ -89,18 +90,30 @@ def _with_data(config: str | None, old: Node, to: Node) -> str | None:
     return config.replace(f"{old.data.rstrip('/')}/", f"{to.data.rstrip('/')}/")
 
 
-def _check(spec: JobSpec, config: str | None, to: Node, start: Path) -> None:
-    """Raises Wrong and Unusable: that node has not what the job needs."""
-    from configs.load import load_stage, resolve_text
-
-    paths = stages.NO_PATHS
-    if config is not None:
-        stage = load_stage(spec.stage, start)
-        paths = stages.paths_of(resolve_text(stage, config, f"config.yaml of {spec.id}", []), stage, to, start)
+def _check(spec: JobSpec, config: str | None, origin: str | None, to: Node, start: Path) -> None:
+    """`origin`: the checkpoint that a job without one of its own begins from. Raises Wrong and Unusable: that node has
+    not what the job needs.
+    """
+    paths = stages.NO_PATHS if config is None else _paths(spec, config, to, start)
     cwd = spec.cwd if spec.cwd and spec.cwd.startswith(("/", "~")) else None
-    prepared = reconcile.backend_of(to).prepare(stat=paths.asked(), python=spec.python, cwd=cwd)
+    asked = [*paths.asked(), *([origin] if origin else [])]
+    prepared = reconcile.backend_of(to).prepare(stat=asked, python=spec.python, cwd=cwd)
     check_prepared(spec, prepared, to)
     stages.check_paths(paths, prepared["stats"], to)
+    if origin and prepared["stats"][origin] is None:
+        raise Wrong(f"{spec.id} begins from {origin}, and there is no such path on this node", to.name)
+
+
+def _paths(spec: JobSpec, config: str, to: Node, start: Path) -> stages.Paths:
+    """What the config names; none where the stage is not known: a person may stand elsewhere."""
+    from configs.errors import ConfigError
+    from configs.load import load_stage, resolve_text
+
+    try:
+        stage = load_stage(spec.stage, start)
+        return stages.paths_of(resolve_text(stage, config, f"config.yaml of {spec.id}", []), stage, to, start)
+    except ConfigError:
+        return stages.NO_PATHS
 
 
 def lost(job: Job, error: Unreachable) -> Unreachable:
@@ -114,22 +127,26 @@ def lost(job: Job, error: Unreachable) -> Unreachable:
 
 # --- carrying it out ----------------------------------------------------------------------------------------
 
-def carry_out(index: Index, asked: RestartPlan, grace_s: float | None, progress: Progress) -> Job:
-    """End the job where it is, and bring it where it is to go on -> the job there, which has not begun yet."""
+def carry_out(index: Index, asked: RestartPlan, grace_s: float | None,
+              progress: Progress) -> tuple[Job, tuple[str, ...]]:
+    """End the job where it is, and bring it where it is to go on -> the job there, which has not begun yet, and what of
+    it stays behind.
+    """
     assert asked.move
     job, to = asked.job, asked.move.to
     old, new = reconcile.backend_of(asked.node), reconcile.backend_of(to)
     _end(job, old, grace_s)
-    run_dir = job.run_dir
+    run_dir, stays = job.run_dir, ()
     if not asked.move.shares:
         bag = old.luggage(run_dir)
         assert asked.spec
         request = {"id": job.id, "token": asked.spec.token, "share": asked.spec.share, "luggage": bag}
         run_dir = new.arrive(request, Carried(old, job, bag["files"], progress))
         old.leave(job.run_dir, {"node": to.name, "run_dir": run_dir, "by": whoami()}, bag["attempts"])
+        stays = tuple(bag["stays"])
     there = replace(job, node=to.name, run_dir=run_dir, view=job.view | {"run_dir": run_dir, "node": to.name})
     index.put(there)
-    return there
+    return there, stays
 
 
 def _end(job: Job, old: Backend, grace_s: float | None) -> None:

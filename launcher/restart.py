@@ -48,6 +48,7 @@ class Restarted:
     resume: str | None = None  # the checkpoint's path, when its name says no step
     slurm_id: str | None = None  # it waits in SLURM's queue
     waits: str = ""  # for what other jobs, or for whose GPUs
+    stays: tuple[str, ...] = ()  # what of it is still on the node that it left
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,9 @@ def _fresh_code(spec: JobSpec, start: Path) -> snapshot.Snapshot:
 def restart(index: Index, plan: RestartPlan, grace_s: float | None,
             progress: moving.Progress = lambda here, total, path: None) -> Restarted:
     """The same job, next attempt, from its last verified checkpoint; blocks until that attempt has begun."""
-    job, node = plan.job, plan.node
+    job, node, stays = plan.job, plan.node, ()
     if plan.move:
-        job, node = moving.carry_out(index, plan, grace_s, progress), plan.move.to
+        (job, stays), node = moving.carry_out(index, plan, grace_s, progress), plan.move.to
     backend = reconcile.backend_of(node)
     team.join(plan.others, job.run_dir)
     with packed(plan.code) as code:
@@ -174,7 +175,7 @@ def restart(index: Index, plan: RestartPlan, grace_s: float | None,
     if answer["slurm_id"]:
         return Restarted(job.id, job.node, attempt, None, slurm_id=answer["slurm_id"])
     resume = _resumed_from(backend, job, attempt) if step is None else None
-    return Restarted(job.id, job.node, attempt, step, resume, waits=answer.get("waits", ""))
+    return Restarted(job.id, job.node, attempt, step, resume, waits=answer.get("waits", ""), stays=stays)
 
 
 def _resumed_from(backend: Backend, job: Job, attempt: int) -> str | None:

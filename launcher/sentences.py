@@ -98,7 +98,8 @@ def restarted(done: Restarted) -> str:
         start = f"from step {done.resume_step}"
     else:
         start = f"from {done.resume}" if done.resume else "from the start: it has no checkpoint to go on from"
-    return f"{done.id} on {done.node}: attempt {done.attempt}, {start}\n{_go_on(done.id)}"
+    stays = f"\n  left where it was: {', '.join(done.stays)}" if done.stays else ""
+    return f"{done.id} on {done.node}: attempt {done.attempt}, {start}{stays}\n{_go_on(done.id)}"
 
 
 def draft(ready: Draft, command_lines: list[list[str]]) -> str:

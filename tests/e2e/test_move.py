@@ -104,7 +104,8 @@ def test_a_job_is_brought_to_a_node_with_a_workdir_of_its_own_and_back(apart: La
     assert f"moving {job} from gpu01 to gpu02" in said and "gives up its place on gpu01" in said, said
     view = apart.wait_state(job, "RUNNING")
     assert view["node"] == "gpu02" and view["attempt"] == 1 and view["resume_step"] >= 5, view
-    assert f"attempt 1, from step {view['resume_step']}" in said
+    assert f"attempt 1, from step {view['resume_step']}" in said and "left where it was: " in said
+    assert "artifacts/note" in said and "older checkpoint" in said
     wait_until(lambda: (apart.status(job)["step"] or 0) > view["resume_step"] + 2, 30, "more steps")
     moved = json.loads(testbed.read("gpu01", f"{APART}/runs/{job}/moved_to.json"))
     assert (moved["node"], moved["run_dir"]) == ("gpu02", f"{APART}/runs/{job}")
