@@ -48,16 +48,16 @@ def plan(job: Job, shown: dict[str, Any], spec: JobSpec, old: Node, word: str,
     """-> the move, and the job's spec and config as they are there. Raises Wrong, Refused and ClusterError."""
     to = _single(word, spec, old, start)
     shares = _shares(reconcile.backend_of(old), reconcile.backend_of(to), job.run_dir)
-    if spec.after and not shares and handover.references(shown["config"] or ""):
+    if not shares and (shown["inputs"] or handover.references(shown["config"] or "")):
         raise Refused(f"{spec.id} takes over what other jobs left on {old.name}, which {to.name} does not see",
                       hint="submit it there anew, with the paths of copies of it")
     env = {name: value for name, value in spec.env.items() if old.env_vars.get(name) != value} | to.env_vars
-    config = shown["config"] if shares else _with_data(shown["config"], old, to)
+    config = None if shares else _with_data(shown["config"], old, to)
     spec = replace(spec, node=to.name, python=to.python, env=env, share=to.share,
                    gpu_choice=None if to.gpus == "auto" else tuple(to.gpus), after=spec.after if shares else (),
-                   config_digest=digest(config.encode()) if config else None)
+                   config_digest=digest(config.encode()) if config else spec.config_digest)
     origin = spec.resume if spec.resume.startswith("/") and shown["view"]["checkpoint_step"] is None else None
-    _check(spec, config, origin, to, start)
+    _check(spec, config or shown["config"], origin, to, start)
     return Move(to, shares), spec, config
 
 
