@@ -153,7 +153,8 @@ class Evaluation:
 
         indices = range(len(self._train))
         conditioning = self._painter.loaded.conditioning
-        embeddings = torch.cat([conditioning.embed(self._train.batch([Draw(0, index)]).features) for index in indices])
+        embeddings = torch.cat([conditioning.embed(self._train.batch([Draw(0, index)]).features).cpu()
+                                for index in indices])
         given = (self._train.pictures(indices).float() / 255, embeddings,
                  [str(clip.label) for clip in self._train.clips], classes)
         if self._config.image_encoder:

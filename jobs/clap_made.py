@@ -42,7 +42,7 @@ def make_frozen(config: Clap1Run) -> Frozen:
     unet = _unet(tiny.base, size)
     for network in (clap, text_encoder, unet):
         network.eval().requires_grad_(False)
-    scheduler = DDIMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", prediction_type="epsilon",
+    scheduler = DDIMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", prediction_type="v_prediction",
                               clip_sample=True, set_alpha_to_one=True)
     return Frozen(unet, None, text_encoder, tokenizer, scheduler, clap, features, None, None)
 

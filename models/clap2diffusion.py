@@ -192,5 +192,6 @@ def generate(unet: UNet2DConditionModel, scheduler: Any, conditioning: Condition
         if guided:
             free, told = predicted.chunk(2)
             predicted = free + guidance * (told - free)
-        latents = scheduler.step(predicted, t, latents).prev_sample
+        # Guidance overshoots and is clipped: noise that was computed from the unclipped picture would be its opposite.
+        latents = scheduler.step(predicted, t, latents, use_clipped_model_output=True).prev_sample
     return latents

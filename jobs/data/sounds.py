@@ -44,8 +44,8 @@ def sound(kind: int, rate: int, seconds: float, random: np.random.Generator) -> 
 
 def picture(kind: int, size: int, random: np.random.Generator) -> np.ndarray:
     """uint8 [size, size, 3] of one class."""
-    radius = random.uniform(0.24, 0.34)
-    x0, y0 = random.uniform(radius + 0.02, 0.98 - radius, 2)
+    radius = random.uniform(0.3, 0.4)
+    x0, y0 = random.uniform(radius + 0.05, 0.95 - radius, 2)
     axis = (np.arange(4 * size) + 0.5) / (4 * size)  # four samples a side of each pixel
     x, y = (axis[None] - x0) / radius, (axis[:, None] - y0) / radius
     inside = (x * x + y * y < 1, np.maximum(abs(x), abs(y)) < 0.85, (y < 0.75) & (y > 2 * abs(x) - 0.95),
