@@ -97,8 +97,10 @@ def phase3(data: Path, seed: int, **training: Any) -> dict[str, Any]:
 
 
 def phase1(data: Path, seed: int) -> dict[str, Any]:
-    return phase1_of(data, max_steps=160, seed=seed, schedule={"warmup": 10}, validation={
+    config = phase1_of(data, max_steps=160, seed=seed, schedule={"warmup": 10}, validation={
         "path": str(data / "data_val.txt"), "every_steps": 40, "steps": 5, "guidance": 1.0})
+    config["model"]["tiny"]["vae"] = {"channels": [16, 32], "train_steps": 200, "batch": 8, "min_psnr": 12}
+    return config
 
 
 def face_voice(data: Path, seed: int) -> dict[str, Any]:
