@@ -154,6 +154,7 @@ class JobSpec:
         """Where it goes, as a person says it: gpu05; gpu01,gpu02; lab:low."""
         where = self.slurm and (self.slurm.nodelist or self.slurm.partition)
         return ",".join(self.hosts) or (f"{self.node}:{where}" if where else self.node)
+    preflight: str | None = None  # the schema of its run file, which `jobs.preflight` knows; None: nothing to look at
 
     @property
     def ranks(self) -> int:

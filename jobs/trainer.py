@@ -161,9 +161,15 @@ class Trainer:
             self._writer.wait()
             if ours:
                 self._report()
-        self.metrics.write(self.progress.step, "done")
+        self.metrics.write(self.progress.step, "done", **self._peak())
         self.world.barrier()
         return True
+
+    def _peak(self) -> dict[str, float]:
+        """What this rank's GPU had to give at the most, for estimates of other runs; nothing on the CPU."""
+        if self.world.device.type != "cuda":
+            return {}
+        return {"gpu_peak_mb": round(torch.cuda.max_memory_reserved(self.world.device) / 2**20, 1)}
 
     def _report(self) -> None:
         progress, plan = self.progress, self.plan
@@ -179,7 +185,7 @@ class Trainer:
         self._save()
         if self._writer:
             self._writer.wait()
-        self.metrics.write(self.progress.step, "stopped")
+        self.metrics.write(self.progress.step, "stopped", **self._peak())
         self.metrics.say(f"stopped at step {self.progress.step} of {self.plan.total} as asked; "
                          "a checkpoint is saved")
         self.world.barrier()

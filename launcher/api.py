@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from launcher.adopt import Adopted
     from launcher.again import Again
     from launcher.census import NodeReport
+    from launcher.check import Checked
     from launcher.compare import Comparison
     from launcher.control import Killed
     from launcher.doctor import Diagnosis
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from launcher.stages import Request
     from launcher.submit import Draft, Submitted
 
-__all__ = ["Details", "JobStatus", "Statuses", "adopt", "advance", "command_lines", "compare", "diagnose",
+__all__ = ["Details", "JobStatus", "Statuses", "adopt", "advance", "check", "command_lines", "compare", "diagnose",
            "draft", "kill", "known", "logs", "pending", "plan_restart", "prune", "pull", "remember", "report",
            "restart", "send", "send_group", "show", "status", "submit", "wait", "with_token"]
 
@@ -260,6 +261,15 @@ def compare(jobs: Sequence[str], *, start: Path | None = None) -> Comparison:
     with open_index() as index:
         settle_leftovers(index, start)
         return comparing.compare(index, jobs, start)
+
+
+def check(request: Request, *, deep: bool = True) -> Checked:
+    """What is wrong with a job before it is started; `deep`: its own Python is asked too. Nothing is started."""
+    from launcher import check as checking
+
+    with open_index() as index:
+        settle_leftovers(index, request.start)
+        return checking.check(index, request, deep)
 
 
 def diagnose(job: str, *, points: int = 0, start: Path | None = None) -> Diagnosis:

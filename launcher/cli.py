@@ -20,6 +20,7 @@ VERBS = {
     "wait": "block until jobs have ended",
     "show": "everything known about a job",
     "compare": "how jobs differ, and how well each did",
+    "check": "what would go wrong with a job, before it is started",
     "doctor": "is it learning? what is wrong, why, and the command that helps",
     "report": "a page about a job: curves, pictures, findings, where its time went",
     "pull": "fetch what a job has made",

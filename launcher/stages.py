@@ -31,6 +31,7 @@ class Request:
     share: bool = False  # one GPU, with other jobs that share it
     no_wait: bool = False  # refuse rather than wait
     force: bool = False  # also where there is little room
+    no_check: bool = False  # nobody looks at its inputs before it starts
     config: str | None = None
     sets: tuple[str, ...] = ()
     name: str | None = None
@@ -117,7 +118,7 @@ def _plan_stage(request: Request, node: Node) -> Plan:
         time_s=parse_duration(wanted.time) if wanted.time else None,
         grace_s=stage.spec.grace_s, resume_rule=_resume_rule(stage),
         restart=RestartPolicy(retries, retry.backoff_s, retry.backoff_max_s),
-        progress=dict(stage.spec.progress))
+        progress=dict(stage.spec.progress), preflight=None if request.no_check else stage.spec.schema)
     tree, only = code_of(stage, request.start)
     return Plan(_common(spec, request, node), stage, run, tree, only)
 

@@ -6,14 +6,14 @@ import os
 import re
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cluster.errors import ClusterError, Unreachable, Unusable
 from cluster.inventory import Node
 from cluster.spec import JobSpec, digest
-from launcher import clients, estimates, jobs, reconcile, stages, targets, team
+from launcher import check, clients, estimates, jobs, reconcile, stages, targets, team
 from launcher.control import whoami
 from launcher.errors import LaunchError, Refused, Wrong
 from launcher.index import Index, Intent, Job
@@ -42,6 +42,7 @@ class Draft:
     no_wait: bool = False
     force: bool = False
     known: estimates.Known = estimates.Known(None, 0.0)  # of jobs like it
+    prepared: dict[str, Any] = field(default_factory=dict)  # what its node answered
 
     @property
     def unset_secrets(self) -> list[str]:
@@ -75,9 +76,16 @@ def draft(index: Index, request: stages.Request) -> Draft:
     return replace(ready, no_wait=request.no_wait)
 
 
+def examined(index: Index, request: stages.Request, sure: check.Sure) -> Draft:
+    """`draft` for `launch check`: what is wrong with it goes to `sure`, which may go on all the same."""
+    stages.check_request(request)
+    return _draft_on(targets.resolve(request.node, request.start), request, _resume_of(index, request), _Trees(),
+                     sure=sure)
+
+
 def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, trees: _Trees,
-              now: bool = False) -> Draft:
-    """The job on one node; `now`: raises Refused unless it could begin at once."""
+              now: bool = False, sure: check.Sure = check.at_once) -> Draft:
+    """The job on one node; `now`: raises Refused unless it could begin at once. `sure` calls each check."""
     node = target.node
     resume = _resume_on(resume, node, request)
     here = {option: stages.nearest_existing(Path(path))
@@ -96,17 +104,19 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
         code_digest=code.code.digest if code else None,
         stat=[*paths.asked(), *map(str, here.values()), *absolute],
         python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=spec if spec.slurm else None,
-        busy=("shared" if spec.gpu_share else "alone") if now else "",
-        cost=estimates.question(plan, volume, paths), force=request.force)
+        busy=("shared" if spec.gpu_share else "alone") if now or sure is not check.at_once else "",
+        cost=estimates.question(plan, volume, paths), force=request.force,
+        check=check.question(plan, paths, request, resume.value if absolute else ""))
     for option, place in here.items():
-        stages.check_seen(option, place, prepared["stats"], node)
-    if absolute and prepared["stats"].get(resume.value) is None:
-        raise Wrong(f"--resume: there is no {resume.value} on this node", node.name)
-    stages.check_paths(paths, prepared["stats"], node)
-    check_prepared(spec, prepared, node)
+        sure(stages.check_seen, option, place, prepared["stats"], node)
+    if absolute:
+        sure(_check_resume, resume.value, prepared["stats"], node)
+    sure(stages.check_paths, paths, prepared["stats"], node)
+    sure(check_prepared, spec, prepared, node)
+    warnings = sure(check.refuse, prepared.get("found", ()), node) or ()
     if target.peers:
-        _check_peers(spec, target)
-        spec = team.checked(spec, node, target.peers)
+        sure(_check_peers, spec, target)
+        spec = sure(team.checked, spec, node, target.peers) or spec
     if now:
         _check_now(spec, prepared, node)
     config = stages.config_text(plan.run, paths.values, prepared["home"]) if plan.run else None
@@ -114,8 +124,13 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
     spec = replace(spec, resume=stages.expand(spec.resume, prepared["home"]), cost=cost,
                    config_digest=digest(config.encode()) if config is not None else None)
     return Draft(spec, node, code, config, bool(prepared.get("have_code")),
-                 script=prepared["slurm"]["script"] if spec.slurm else None, others=target.peers, known=known,
-                 force=request.force)
+                 script=prepared["slurm"]["script"] if spec.slurm else None, notes=warnings, others=target.peers,
+                 known=known, force=request.force, prepared=prepared)
+
+
+def _check_resume(path: str, stats: dict[str, Any], node: Node) -> None:
+    if stats.get(path) is None:
+        raise Wrong(f"--resume: there is no {path} on this node", node.name)
 
 
 def _first_that_can(request: stages.Request, resume: _Resume) -> Draft:
@@ -129,7 +144,7 @@ def _first_that_can(request: stages.Request, resume: _Resume) -> Draft:
     for target in found:
         answer = answers[target.node.name]
         if isinstance(answer, Draft):
-            return replace(answer, notes=tuple(passed))
+            return replace(answer, notes=(*passed, *answer.notes))
         passed.append(f"{target.node.name} cannot take it now: {answer.what}")
     raise Refused("no node can take this job now", hint="\n  ".join(passed))
 

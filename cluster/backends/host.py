@@ -21,12 +21,17 @@ class HostBackend:
 
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
                 python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
-                busy: str = "", cost: Mapping[str, Any] | None = None, force: bool = False) -> Answer:
+                busy: str = "", cost: Mapping[str, Any] | None = None, force: bool = False,
+                check: Mapping[str, Any] | None = None) -> Answer:
         return self._shell.ask({
             "op": "prepare", "workdir": self.node.workdir, "code_digest": code_digest, "stat": list(stat),
             "cwd": cwd, "need_python": asdict(python or self.node.python),
             "slurm_spec": asdict(slurm) if slurm else None, "busy": busy, "cost": cost,
-            "force": force})
+            "force": force, "check": dict(check) if check else None})
+
+    def check(self, spec: JobSpec, config: str | None, code: Payload = b"", resume: str = "") -> Answer:
+        return self._shell.ask({"op": "check", "workdir": self.node.workdir, "spec": asdict(spec), "config": config,
+                                "resume": resume}, code)
 
     def machines(self) -> list[dict[str, Any]]:
         return self._shell.ask({"op": "machines"})["machines"]

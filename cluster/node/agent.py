@@ -8,6 +8,7 @@ import importlib
 import os
 import pwd
 import sys
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,7 @@ FREE_INODES = 10_000
 
 # op -> module and function; loaded when asked, because every question pays for every import
 _OPS = {
-    "prepare": ("cluster.node.agent", "prepare"),
+    "prepare": ("cluster.node.agent", "prepare"), "check": ("cluster.node.check_deep", "check"),
     "machines": ("cluster.node.machines", "answer"),
     "submit": ("cluster.node.submit", "submit"), "find": ("cluster.node.submit", "find"),
     "submit_array": ("cluster.node.submit", "submit_array"),
@@ -75,6 +76,7 @@ def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "stats": {path: _stat(path) for path in request.get("stat", ())},
         "gpus": _gpus(), **(_busy(request["busy"] == "shared") if request.get("busy") else {}),
         "slurm": _forecast(workdir, request), **_measured(workdir, request.get("cost")),
+        "now": time.time(), "found": _quick_check(request.get("check")),
         "env_problem": _cwd_problem(request.get("cwd")) or _env_problem(request.get("need_python") or {}),
     }
 
@@ -128,6 +130,13 @@ def _gpus() -> list[dict[str, Any]]:
         return []
     return [{"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name, "memory_mb": gpu.memory_mb,
              "used_mb": gpu.used_mb} for gpu in gpus.list_gpus()]
+
+
+def _quick_check(asked: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if not asked:
+        return []
+    from cluster.node import check
+    return check.quick(asked)
 
 
 def _measured(workdir: Path, asked: dict[str, Any] | None) -> dict[str, Any]:

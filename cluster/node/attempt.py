@@ -128,6 +128,10 @@ class Attempt:
         return self._live(prepared)
 
     def _start_facts(self) -> dict[str, Any]:
+        if problem := self._preflight(prepared):
+            return self._not_started(Verdict(Reason.PREFLIGHT, problem))
+        if self._asked:
+            return self._not_started(ending.stopped(self._asked, "before its processes were started"))
         """For AttemptStarted."""
         return {}
 
@@ -226,6 +230,29 @@ class Attempt:
     def _start(self, prepared: Prepared) -> Identity:
         self._gpus = prepared.gpus
         name = self.dir.agent if self.spec.kind == "torchrun" else str(self.dir.node * self.spec.ranks)
+    def _preflight(self, prepared: Prepared) -> str:
+        """Look at its inputs as `launch check` does -> what is wrong with them; empty: it may start."""
+        if self.spec.preflight is None or self.dir.node:
+            return ""
+        aside = self._aside(_look_before, str(self.run.path), self.dir.number, self.spec, prepared.python, prepared.cwd,
+                            prepared.env, prepared.gpus, prepared.resume or "")
+        while not aside.done() and not self._asked:
+            self._wait(LOOK_S)
+        if not aside.done():
+            aside.kill()
+            self.helpers.discard(aside.pid)  # what it has started is ended like the job
+            return ""
+        try:
+            found = aside.result()["found"]
+        except AsideFailed as error:
+            self.says.note(f"its inputs could not be looked at: {error}")
+            return ""
+        errors = [one for one in found if one["severity"] == "error"]
+        for one in found:
+            if not errors and one["severity"] == "warning":
+                self.says.note(f"preflight: {one['where']}: {one['what']}")
+        return "\n  ".join(f"{one['where']}: {one['what']}; {one['fix']}" for one in errors)
+
         pid = rank.start(name, str(self.dir.path), prepared.cwd, list(prepared.command), prepared.env or {})
         self._loop.adopt(pid)
         self.helpers.discard(pid)  # one that has ended may have had this pid
@@ -436,3 +463,9 @@ def _spawn(command: list[str], env: dict[str, str]) -> int:
     null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     deaf = (signal.SIGUSR1, signal.SIGUSR2)
     return os.posix_spawn(command[0], command, env, file_actions=[null], setsigmask=deaf)
+def _look_before(*args: Any) -> dict[str, Any]:
+    from cluster.node import check_deep  # loads what the supervisor does without
+
+    return check_deep.before(*args)
+
+

@@ -46,6 +46,7 @@ class Measure:
     checkpoint_bytes: int  # of one, without the files that all share
     shared_bytes: int
     artifact_bytes: int
+    gpu_peak_mb: float = 0.0  # of rank 0's GPU; 0: none, or a program that does not say
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def measure(run: RunDir, attempt: AttemptDir, spec: JobSpec, launched_at: float,
         start_s=(ended_at if last is None else written[0]["t"]) - launched_at,
         evaluation_s=max(0.0, _mean(s - steps * step_s for steps, s in evaluations)),
         end_s=max(0.0, ended_at - last) if last and complete else 0.0, val_samples=spec.cost.val_samples,
-        checkpoint_bytes=own, shared_bytes=shared, artifact_bytes=_bytes_below(run.artifacts))
+        checkpoint_bytes=own, shared_bytes=shared, artifact_bytes=_bytes_below(run.artifacts),
+        gpu_peak_mb=float(written[-1].get("gpu_peak_mb", 0.0)))
 
 
 def _intervals(written: list[dict[str, Any]]) -> tuple[list[float], list[tuple[int, float]]]:

@@ -120,7 +120,7 @@ def _request(args, command: tuple[str, ...]) -> Request:
     return Request(
         start=here(), stage=args.stage, argv=command, node=args.node, nodes=args.nodes,
         gpus=1 if args.gpus == SHARED else args.gpus, share=args.gpus == SHARED, no_wait=args.no_wait,
-        force=args.force,
+        force=args.force, no_check=args.no_check,
         config=args.config, after=tuple(args.after), sweeps=tuple(args.sweep), parallel=args.parallel,
         sets=tuple(args.set), name=args.name, resume=args.resume, max_restarts=args.max_restarts,
         time_s=seconds("--time", args.time), grace_s=seconds("--grace", args.grace), cwd=args.cwd)
@@ -158,6 +158,8 @@ def _parser():
     p.add_argument("--cwd", metavar="DIR",
                    help="a command runs in this directory of the node; nothing is copied")
     p.add_argument("--force", action="store_true", help="also where less than 1 GB or 10,000 inodes are free")
+    p.add_argument("--no-check", action="store_true",
+                   help="start it although its inputs may be wrong: launch check says what it would look at")
     p.add_argument("--dry-run", action="store_true", help="say what would be run, and start nothing")
     p.add_argument("--calibrate", action="store_true",
                    help="with --dry-run: first run a few steps on the node, to say how long it will take")

@@ -1,0 +1,115 @@
+"""`launch check` and the checks of a submit, as a person meets them."""
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.inventory import Node
+from cluster.spec import Cost, JobSpec
+from cluster.node.measured import Measure
+from jobs.data import toy
+from launcher import check
+from launcher.errors import Refused
+from launcher.estimates import Known
+from launcher.stages import Request
+from launcher.submit import Draft
+from tests.launcher.conftest import Person
+
+FOUND = {"check": "lists", "severity": "error", "what": "it names no sample", "where": "a.path",
+         "why": "its lines are the samples", "fix": "launch check phase3"}
+
+
+def looked(person: Person, *words: str, code: int = 0) -> dict[str, Any]:
+    return json.loads(person.run("check", *words, "--json", code=code).stdout)
+
+
+def data_at(person: Person) -> list[str]:
+    toy.make(person.at / "toy", samples=2, val=1, size=16, seed=0)
+    return ["phase3", "--config", "demo", "--gpus", "0", "--set", "training.dataset.path=toy/data_train.txt",
+            "--set", "training.validation.path=toy/data_val.txt"]
+
+
+def test_a_sound_stage_quick_and_deep(person: Person) -> None:
+    words = data_at(person)
+    found = looked(person, *words)
+    assert found["ok"] and [one["check"] for one in found["found"]] == ["estimate"]
+    assert found["imports"]["torch"] > 0 and found["seconds"].keys() == {"quick", "deep"}
+    assert json.loads(person.run("status", "--all", "--json").stdout) == []  # nothing was started
+    said = person.run("check", "tick").stdout  # a stage without a schema
+    assert "tick on local: nothing is in its way" in said
+
+
+@pytest.mark.campaign
+def test_quick_is_under_a_second_and_deep_under_five_beside_the_imports(person: Person) -> None:
+    words = data_at(person)
+    found = [looked(person, *words)["seconds"] for _ in range(4)]
+    assert min(one["quick"] for one in found[1:]) < 1 and min(one["deep"] for one in found[1:]) < 5, found
+
+
+def test_several_mistakes_are_told_at_once_and_a_submit_is_refused(person: Person) -> None:
+    words = data_at(person)
+    victim = (person.at / "toy/data_train.txt").read_text().split()[-1]
+    (person.at / f"toy/{victim}/opencv_cameras.json").unlink()
+    found = looked(person, *words, "--quick", "--set", "training.validation.path=/no/list.txt", "--gpus", "7", code=4)
+    assert not found["ok"] and {one["check"] for one in found["found"]} == {"submit", "inputs", "lists", "estimate"}
+    assert all(one["what"] and one["where"] and one["why"] and one["fix"] for one in found["found"])
+    said = person.run("submit", *words, code=4).stderr
+    assert victim in said and "--no-check" in said and len(said.splitlines()) <= 6
+    shutil.rmtree(person.at / "toy" / victim)
+    job = person.submit(*words, "--no-check", "--max-restarts", "0")
+    ended = person.until(job, lambda status: status["ended_at"] is not None)
+    assert ended["state"] == "FAILED" and "preflight" not in ended["reason"]  # its own start-up says it then
+
+
+def test_what_cannot_be_looked_at(person: Person) -> None:
+    assert "launch submit pipeline --dry-run" in person.run("check", "pipeline", code=2).stderr
+    assert "name a node" in person.run("check", "tick", "--node", "any", code=2).stderr
+    assert "no such stage" in person.run("check", "tock", code=2).stderr
+
+
+def test_the_first_error_refuses_a_submit_and_warnings_are_told() -> None:
+    node = Node("gpu05")
+    with pytest.raises(Refused, match="a.path: it names no sample; and 1 more") as refused:
+        check.refuse([FOUND, FOUND], node)
+    assert refused.value.exit_code == 4 and "--no-check" in str(refused.value)
+    assert check.refuse([FOUND | {"severity": "warning"}, FOUND | {"severity": "info"}], node) == (
+        "warning: a.path: it names no sample",)
+
+
+UNKNOWN = Known(None, 1e9)
+
+
+def drafted(known: Known = UNKNOWN, **fields: Any) -> Draft:
+    prepared = fields.pop("prepared", {})
+    spec = JobSpec("j", "t", "phase3", "python", ("x",), "gpu05", **fields)
+    return Draft(spec, Node("gpu05"), None, None, True, known=known, prepared=prepared)
+
+
+MEASURE = Measure("alike", "phase3-abc", 0.0, "gpu05", "NVIDIA H100", True, 100, 2.0, 10.0, 0.0, 0.0, None, 10**9, 0, 0)
+REQUEST = Request(Path("/"), stage="phase3", node="gpu05")
+
+
+def test_disk_and_time_by_what_was_measured() -> None:
+    cost = Cost("alike", steps=1800, checkpoints=4)
+    found = list(check._estimated(drafted(Known(MEASURE, 3e9), cost=cost, time_s=1800.0), REQUEST))
+    assert [(one.check, one.severity) for one in found] == [("disk", "error"), ("time", "warning")]
+    assert "it will write 4 GB, 3 GB are free" in found[0].what and "1 h 0 min" in found[1].what
+    [disk] = check._estimated(drafted(Known(MEASURE, 4.5e9), cost=cost), REQUEST)
+    assert disk.severity == "warning"
+    assert list(check._estimated(drafted(Known(MEASURE, 1e12), cost=cost, time_s=86_400.0), REQUEST)) == []
+
+
+def test_clocks_and_gpus_that_others_have() -> None:
+    found = list(check._clocks(drafted(prepared={"now": 900.0}), 1000.0, 1001.0))
+    assert "100 s behind" in found[0].what
+    assert "ahead" in list(check._clocks(drafted(prepared={"now": 1100.0}), 1000.0, 1001.0))[0].what
+    assert list(check._clocks(drafted(prepared={"now": 1000.5}), 1000.0, 1001.0)) == []
+    gpus = [{"index": index, "uuid": f"GPU-{index}"} for index in range(2)]
+    busy = {"GPU-1": "bob job phase1-abc pid 7 since 14:02"}
+    [waits] = check._waits(drafted(gpus=2, prepared={"gpus": gpus, "busy": busy}))
+    assert "GPU 1: bob job phase1-abc" in waits.what and waits.severity == "warning"
+    assert list(check._waits(drafted(gpus=1, prepared={"gpus": gpus, "busy": busy}))) == []
