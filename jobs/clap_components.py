@@ -22,7 +22,7 @@ from transformers import ClapAudioModelWithProjection, ClapFeatureExtractor, CLI
 from jobs.checkpoint import link_tree, load_module, read_state
 from jobs.clap_caches import HUB
 from jobs.runtime import JobError
-from models.audio_attention import TrainedParts
+from models.audio_attention import INITIAL_GATE, TrainedParts
 from models.clap2diffusion import AudioProjector, Codec, Conditioning, Recipe, add_lora, build_trained
 from models.mvdiffusion import without_progress_bars
 
@@ -206,7 +206,7 @@ def load_checkpoint(checkpoint: Path, base_model: str | None, clap_model: str | 
                            f"{base if what == 'base model' else clap} ({here[:12]})",
                            "name the one that it was trained with")
     frozen = replace(frozen, base_path=about.base and str(base), clap_path=about.clap and str(clap))
-    loaded = assemble(frozen, about, 0.1, checkpoint)
+    loaded = assemble(frozen, about, INITIAL_GATE, checkpoint)
     load_module(checkpoint, PROJECTOR, loaded.projector)
     load_module(checkpoint, PARTS, loaded.parts)
     if new_lora and not about.lora:
