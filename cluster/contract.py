@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import re
+import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ ENV_CHECKPOINT_DIR = "LAUNCH_CHECKPOINT_DIR"
 ENV_RESUME = "LAUNCH_RESUME"  # path of the verified checkpoint to resume from, or empty
 ENV_TOKEN = "LAUNCH_TOKEN"  # in the environment of every process of the job: the second net for orphans
 ENV_PREFIX = "LAUNCH_"
+
+# Has our jobs write the stack of every thread to stderr. This signal harms nobody who does not know it: by itself it
+# does nothing. SLURM sends USR1 and USR2 to whole jobs.
+STACK_SIGNAL = signal.SIGURG
 
 # In a metrics line t, step, applied, total, loss, lr, grad_norm, samples and epoch have a fixed meaning; event is
 # resumed, stopped, checkpoint, skipped, eval or done; every other key is a scalar of the job's own.
@@ -89,6 +94,11 @@ class AttemptDir:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    @property
+    def evidence(self) -> Path:
+        """What its processes were doing when they stood still: stalled.txt, node-1.stalled.txt …"""
+        return self.path / "evidence"
 
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.log"

@@ -32,6 +32,7 @@ class Reason(str, Enum):
     SCHEDULER = "ended by the scheduler"
     SUPERSEDED = "a newer attempt runs elsewhere"
     DEPENDENCY = "a job it waits for did not complete"
+    GUARD = "stopped by a guard"  # as its stage file asks for
     EXIT_UNKNOWN = "ended, exit code unknown"  # of a program that was adopted: only its parent is told
 
 
@@ -69,8 +70,8 @@ class StopAsked:
     """Somebody, its time limit or the scheduler wants the program to stop."""
 
     t: float
-    by: str  # user@host, "launch" for a time limit, "SLURM"
-    why: Literal["kill", "restart", "time limit", "scheduler", "superseded"]
+    by: str  # user@host, "launch" for a time limit, "SLURM", "guard RULE"
+    why: Literal["kill", "restart", "time limit", "scheduler", "superseded", "guard"]
     grace_s: float
 
 
@@ -80,6 +81,20 @@ class Note:
 
     t: float
     text: str
+
+
+@dataclass(frozen=True)
+class Fired:
+    """A guard found something while the job ran. Each does so once per attempt and severity."""
+
+    t: float
+    rule: str  # its name in docs/doctor.md
+    severity: Literal["error", "warning", "info"]
+    what: str  # with its numbers
+    cause: str  # the likely one
+    fix: str  # a command
+    policy: Literal["log", "notify", "checkpoint-and-stop", "restart-with"]  # what follows
+    evidence: str | None = None  # a file, by its path in the run directory
 
 
 @dataclass(frozen=True)
@@ -98,10 +113,10 @@ class AttemptEnded:
     survivors: tuple[int, ...] = ()  # pids that could not be ended
 
 
-Event = AttemptStarted | Launched | StopAsked | Note | AttemptEnded
+Event = AttemptStarted | Launched | StopAsked | Note | Fired | AttemptEnded
 _KINDS: dict[str, type] = {
     "attempt_started": AttemptStarted, "launched": Launched, "stop_asked": StopAsked, "note": Note,
-    "attempt_ended": AttemptEnded,
+    "guard": Fired, "attempt_ended": AttemptEnded,
 }
 _NAMES = {cls: name for name, cls in _KINDS.items()}
 

@@ -106,6 +106,16 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """What follows when a rule of `launch doctor` finds something while the job runs. `set`: dotted keys of its config,
+    with the values that restart-with starts it anew with."""
+
+    rule: str  # default: every rule that has none of its own
+    policy: Literal["log", "notify", "checkpoint-and-stop", "restart-with"] = "notify"
+    set: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """One job. `argv` is a list until the very last moment; nothing in it is ever interpreted.
 
@@ -142,7 +152,9 @@ class JobSpec:
     restart: RestartPolicy = RestartPolicy()
     progress: dict[str, str] = field(default_factory=dict)  # name -> regular expression with one group
     share: Literal["private", "group"] = "private"
+    guards: tuple[Guard, ...] = ()
     cost: Cost | None = None  # None: nobody can say
+    preflight: str | None = None  # the schema of its run file, which `jobs.preflight` knows; None: nothing to look at
     code: CodeRef = CodeRef()
     config_digest: str | None = None
     submitted_at: float = 0.0  # unix seconds
@@ -154,7 +166,6 @@ class JobSpec:
         """Where it goes, as a person says it: gpu05; gpu01,gpu02; lab:low."""
         where = self.slurm and (self.slurm.nodelist or self.slurm.partition)
         return ",".join(self.hosts) or (f"{self.node}:{where}" if where else self.node)
-    preflight: str | None = None  # the schema of its run file, which `jobs.preflight` knows; None: nothing to look at
 
     @property
     def ranks(self) -> int:
@@ -221,5 +232,5 @@ def _tuples(value: Any) -> Any:
 
 _PARTS: dict[str, type] = {
     "python": PythonEnv, "resume_rule": ResumeRule, "restart": RestartPolicy, "code": CodeRef, "slurm": Slurm,
-    "after": After, "group": Group, "cost": Cost,
+    "after": After, "group": Group, "cost": Cost, "guards": Guard,
 }

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.events import AttemptEnded, AttemptStarted, Event, Launched, Note, Reason, StopAsked
+from cluster.events import AttemptEnded, AttemptStarted, Event, Fired, Launched, Note, Reason, StopAsked
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Stopping:
     since: float
     attempt: int
     by: str
-    why: Literal["kill", "restart", "time limit", "scheduler", "superseded"]
+    why: Literal["kill", "restart", "time limit", "scheduler", "superseded", "guard"]
     grace_s: float
 
 
@@ -103,7 +103,7 @@ ENDING: dict[Reason, type[Ended]] = {
     Reason.HOST_OOM: OutOfMemory, Reason.SIGNAL: Failed, Reason.NON_FINITE: Failed, Reason.COMMUNICATION: Failed,
     Reason.DISK_FULL: Failed, Reason.TIME_LIMIT: Timeout, Reason.SUPERVISOR_LOST: Failed, Reason.NODE_LOST: NodeFail,
     Reason.PREEMPTED: Cancelled, Reason.SCHEDULER: Cancelled, Reason.SUPERSEDED: Cancelled,
-    Reason.DEPENDENCY: Cancelled, Reason.EXIT_UNKNOWN: Failed,
+    Reason.DEPENDENCY: Cancelled, Reason.EXIT_UNKNOWN: Failed, Reason.GUARD: Failed,
 }
 
 # Which events may meet which status. A restart by a person may revive any ending.
@@ -122,7 +122,7 @@ class IllegalMove(Exception):
 
 def apply(status: Status, event: Event) -> Status:
     """The status after `event`. Raises IllegalMove when the table does not allow it."""
-    if isinstance(event, Note):
+    if isinstance(event, Note | Fired):
         return status
     if not isinstance(event, _LEGAL[type(status)]):
         raise IllegalMove(f"{type(event).__name__} while {WORDS[type(status)]}")

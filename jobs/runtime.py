@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cluster.contract import (
-    ENV_ATTEMPT, ENV_CHECKPOINT_DIR, ENV_JOB_ID, ENV_RESUME, ENV_RUN_DIR, AttemptDir, RunDir,
+    ENV_ATTEMPT, ENV_CHECKPOINT_DIR, ENV_JOB_ID, ENV_RESUME, ENV_RUN_DIR, STACK_SIGNAL, AttemptDir, RunDir,
 )
 from configs.errors import ConfigError
 
@@ -61,7 +61,7 @@ class AgreedError(Exception):
 
 def run_job(main: Callable[[], None], rank: int) -> NoReturn:
     """Run `main` and end the process with the exit code that tells what happened."""
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    faulthandler.register(STACK_SIGNAL, all_threads=True)
     code = 0
     try:
         main()

@@ -171,6 +171,10 @@ def _told(event: dict[str, Any]) -> str:
         case "attempt_ended":
             text = f"ended: {_ending(event)}"
             text += "" if event["next"] == "end" else f"; then {event['next']}"
+        case "guard":
+            text = f"{event['severity']} by the guard {event['rule']}: {event['what']}"
+            text += f"; evidence in {event['evidence']}" if event.get("evidence") else ""
+            text += f"; so {event['policy']}" if event["policy"] in ("checkpoint-and-stop", "restart-with") else ""
         case "note":
             text = event["text"]
         case _:

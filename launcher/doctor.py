@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from launcher.plots import Curve, terminal
 from launcher.views import lasting, visible
 
 _COLUMNS, _ROWS = 72, 7
+_EVIDENCE_LINES = 30
 _LR, _VAL = ("lr",), ("val/psnr", "val/loss")
 _SHOWS = {  # rule -> the first of these that the job wrote is drawn; else the loss
     "lr-stuck": _LR, "lr-end": _LR, "no-gradient": ("grad_norm",), "updates-skipped": ("grad_norm",),
@@ -37,6 +38,7 @@ class Diagnosis:
     resumes: list[int]  # steps that attempts went on from
     goodput: dict[str, float]  # s: cluster.node.goodput
     pictures: list[list[Any]]  # [path below its run directory, bytes] of those it made
+    evidence: list[list[str]] = field(default_factory=list)  # [path, text] of what it did when it stood still
 
     @property
     def sick(self) -> bool:
@@ -49,18 +51,20 @@ def diagnose(index: Index, word: str, start: Path, points: int = 0) -> Diagnosis
     found = control.node_and_backend(job, start)[1].doctor(job.run_dir, points)
     status = control.heard(index, job, {**found["view"], "health": found["health"]})
     return Diagnosis(status, found["health"], found["source"], found["findings"], found["curves"], found["evaluation"],
-                     found["resumes"], found["goodput"], found["pictures"])
+                     found["resumes"], found["goodput"], found["pictures"], found["evidence"])
 
 
 def as_object(found: Diagnosis) -> dict[str, Any]:
     return {"id": found.job.id, "name": found.job.name, "state": found.job.state, "step": found.job.step,
             "total": found.job.total, "health": found.health, "source": found.source, "findings": found.findings,
-            "goodput": found.goodput, "evaluation": found.evaluation}
+            "goodput": found.goodput, "evaluation": found.evaluation,
+            "evidence": [{"path": path, "text": text} for path, text in found.evidence]}
 
 
 def as_text(found: Diagnosis, columns: int | None) -> str:
     width = min(columns or _COLUMNS, 100)
-    parts = [_head(found), *_pictures(found, width), *(_finding(one, width) for one in found.findings)]
+    parts = [_head(found), *_pictures(found, width), *(_finding(one, width) for one in found.findings),
+             *(_evidence(path, text) for path, text in found.evidence)]
     if found.source == "nothing":
         parts.append(textwrap.fill(_NOTHING_SEEN, width))
     elif not found.findings:
@@ -99,6 +103,13 @@ def _finding(one: dict[str, Any], width: int) -> str:
         lines += textwrap.wrap(visible(text), width, initial_indent=f"  {title:6}" if title else "  ",
                                subsequent_indent=" " * 8 if title else "  ", break_long_words=False)
     return "\n".join([*lines, f"  fix   {visible(one['fix'])}", f"  page  {one['page']}"])
+
+
+def _evidence(path: str, text: str) -> str:
+    """Its beginning: which rank is where."""
+    lines = text.splitlines()
+    more = [f"  … {len(lines) - _EVIDENCE_LINES} more lines there"] if len(lines) > _EVIDENCE_LINES else []
+    return "\n".join([f"evidence: {path}", *(f"  {visible(line)}".rstrip() for line in lines[:_EVIDENCE_LINES]), *more])
 
 
 def lost(goodput: dict[str, float]) -> list[tuple[str, str, float]]:

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.contract import RunDir
 from cluster.events import AttemptStarted, Launched, Reason, StopAsked
@@ -21,9 +21,8 @@ from cluster.node.chronicle import Chronicle
 from cluster.node.control import Restart, Stop
 from cluster.node.ending import Asked, Outcome
 from cluster.node.failure import Facts, Verdict
+from cluster.node.guarding import Guards, restarted
 from cluster.node.history import resumed_from
-from cluster.node.lease import Claim
-from cluster.node.leasing import Leasing
 from cluster.node.loop import Loop
 from cluster.node.place import Place
 from cluster.node.prepare import Prepared, prepare
@@ -35,6 +34,9 @@ from cluster.node.tail import last_bytes
 from cluster.node.torchrun import Seat
 from cluster.node.waiting import Waiting
 from cluster.spec import JobSpec
+
+if TYPE_CHECKING:
+    from cluster.node.leasing import Leasing
 
 LOOK_S = 0.5  # requests and progress
 BEAT_S = 10.0  # heartbeat and memory
@@ -68,6 +70,7 @@ class Attempt:
         self._early: list[Stop | Restart] = []  # asked before the journal was begun
         self._asked: Asked | None = None
         self._launched = False
+        self._guards: Guards | None = None  # while its program runs by itself
         self._launched_at = 0.0  # unix s
         self._gpus: tuple[str, ...] = ()
         self._peak_rss_mb = 0.0
@@ -125,13 +128,13 @@ class Attempt:
             return self._not_started(blocked)
         if prepared.problem:
             return self._not_started(Verdict(Reason.CANNOT_START, prepared.problem))
-        return self._live(prepared)
-
-    def _start_facts(self) -> dict[str, Any]:
         if problem := self._preflight(prepared):
             return self._not_started(Verdict(Reason.PREFLIGHT, problem))
         if self._asked:
             return self._not_started(ending.stopped(self._asked, "before its processes were started"))
+        return self._live(prepared)
+
+    def _start_facts(self) -> dict[str, Any]:
         """For AttemptStarted."""
         return {}
 
@@ -153,7 +156,10 @@ class Attempt:
         except OSError as error:
             return self._not_started(Verdict(Reason.CANNOT_START, f"{prepared.command[0]}: {error.strerror}"))
         told = Told(self.spec, self.dir, root)
-        self._leftovers(told, ended_well=self._watch_root(root[0], told))
+        self._guards = Guards(self.dir, self.run, self.watch, self._aside)
+        ended_well = self._watch_root(root[0], told)
+        self._end_guards()
+        self._leftovers(told, ended_well)
         survivors = self._sweep(root)
         self._others_end()
         self.watch.drain()
@@ -194,6 +200,8 @@ class Attempt:
     def _lease_gpus(self) -> str:
         """Have the GPUs it asks for, whoever has them now -> why it never will. SLURM gives its own."""
         if self.spec.gpus and self.spec.slurm is None and self._place.lease is None:
+            from cluster.node.lease import Claim  # a job without GPUs does without
+            from cluster.node.leasing import Leasing
             leasing = Leasing(Claim.of(self.spec), self.spec.host(self.dir.node), self._aside)
             self._wait_out(leasing)
             self._place.lease = leasing.lease
@@ -222,14 +230,6 @@ class Attempt:
         except AsideFailed as error:
             return self._unprepared(f"launch itself failed while it prepared the start: {error}")
 
-    def _unprepared(self, problem: str | None = None) -> Prepared:
-        """With the checkpoints there are: those that an attempt did not find at its start never count again."""
-        found = counting_checkpoints(self.run, self.dir.number)
-        return Prepared(problem, found=tuple(path.name for path in found))
-
-    def _start(self, prepared: Prepared) -> Identity:
-        self._gpus = prepared.gpus
-        name = self.dir.agent if self.spec.kind == "torchrun" else str(self.dir.node * self.spec.ranks)
     def _preflight(self, prepared: Prepared) -> str:
         """Look at its inputs as `launch check` does -> what is wrong with them; empty: it may start."""
         if self.spec.preflight is None or self.dir.node:
@@ -253,6 +253,14 @@ class Attempt:
                 self.says.note(f"preflight: {one['where']}: {one['what']}")
         return "\n  ".join(f"{one['where']}: {one['what']}; {one['fix']}" for one in errors)
 
+    def _unprepared(self, problem: str | None = None) -> Prepared:
+        """With the checkpoints there are: those that an attempt did not find at its start never count again."""
+        found = counting_checkpoints(self.run, self.dir.number)
+        return Prepared(problem, found=tuple(path.name for path in found))
+
+    def _start(self, prepared: Prepared) -> Identity:
+        self._gpus = prepared.gpus
+        name = self.dir.agent if self.spec.kind == "torchrun" else str(self.dir.node * self.spec.ranks)
         pid = rank.start(name, str(self.dir.path), prepared.cwd, list(prepared.command), prepared.env or {})
         self._loop.adopt(pid)
         self.helpers.discard(pid)  # one that has ended may have had this pid
@@ -352,11 +360,35 @@ class Attempt:
         if now >= self._next_look:
             self._next_look = now + LOOK_S
             self.watch.update()
+            self._guard()
         if now >= self._next_beat:
             self._sample_memory()
             for text in self._place.keep_lease() if self.says.begun else ():
                 self.says.note(text)
             self.beat()
+
+    def _guard(self) -> None:
+        """Say what its guards have found, and do what its stage file wants done then."""
+        if self._asked is not None:
+            self._end_guards()
+        if self._guards is None:
+            return
+        found, config = self._guards.look(self._members, self._gpus)
+        for text in self._guards.news:
+            self.says.note(text)
+        self._guards.news.clear()
+        for one in found:
+            self.says.record(one)
+            if one.policy == "checkpoint-and-stop" and self._asked is None:
+                self._ask(Stop(f"guard {one.rule}", "guard"))
+            elif one.policy == "restart-with" and self._asked is None:
+                spec = restarted(self.spec, config) if config else None
+                self._ask(Restart(f"guard {one.rule}", spec=spec, config=config or None, reason=Reason.GUARD))
+
+    def _end_guards(self) -> None:
+        if self._guards is not None:
+            self._guards.close()
+        self._guards = None
 
     def _sample_memory(self) -> None:
         begun = time.monotonic()
@@ -380,7 +412,7 @@ class Attempt:
         if isinstance(request, Restart):
             if self._asked is not None:
                 return self._too_late(request, self._asked)
-            self._asked = Asked("restart", request.by, deadline, request)
+            self._asked = Asked("restart", request.by, deadline, request, request.reason)
         elif self._asked is None:
             self._asked = Asked(request.why, request.by, deadline, reason=request.reason)
         else:
@@ -458,14 +490,14 @@ class Attempt:
         return aside
 
 
-def _spawn(command: list[str], env: dict[str, str]) -> int:
-    """Deaf to the signals of a scheduler, which sends them to all below the supervisor."""
-    null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-    deaf = (signal.SIGUSR1, signal.SIGUSR2)
-    return os.posix_spawn(command[0], command, env, file_actions=[null], setsigmask=deaf)
 def _look_before(*args: Any) -> dict[str, Any]:
     from cluster.node import check_deep  # loads what the supervisor does without
 
     return check_deep.before(*args)
 
 
+def _spawn(command: list[str], env: dict[str, str]) -> int:
+    """Deaf to the signals of a scheduler, which sends them to all below the supervisor."""
+    null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    deaf = (signal.SIGUSR1, signal.SIGUSR2)
+    return os.posix_spawn(command[0], command, env, file_actions=[null], setsigmask=deaf)

@@ -20,7 +20,7 @@ class Stop:
     """Stop, for good when a person asks (`kill`); `now` means without a grace."""
 
     by: str
-    why: Literal["kill", "time limit", "scheduler", "superseded"] = "kill"
+    why: Literal["kill", "time limit", "scheduler", "superseded", "guard"] = "kill"
     grace_s: float | None = None
     now: bool = False
     t: float = 0.0
@@ -37,6 +37,7 @@ class Restart:
     spec: str | None = None
     config: str | None = None
     code_digest: str | None = None
+    reason: Reason | None = None  # when no person asks for it
 
 
 T = TypeVar("T", Stop, Restart)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cluster.contract import RunDir, write_atomically
+from cluster.contract import AttemptDir, RunDir, write_atomically
 from cluster.events import AttemptEnded, AttemptStarted, Launched
 from cluster.journal import read_journal
 from cluster.node import goodput, rules, series, view
@@ -20,6 +20,7 @@ from cluster.states import ENDED_WORDS
 _POINTS = 120  # of a curve, when the question names no number: what a terminal shows
 _BUDGET = 192 << 10  # bytes of an attempt that a status looks at: a thousand steps
 _ALL_S = 0.6  # that all jobs of one status may take; what is left says "unknown" this time
+_EVIDENCE = 16 << 10  # characters of one file
 _REMEMBERED = ".health.json"
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".mp4", ".webm")
 
@@ -37,9 +38,15 @@ def doctor(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "curves": curves(case.lines, request.get("points") or _POINTS),
         "evaluation": case.evaluations[-1] if case.evaluations else None,
         "resumes": [one.resume_step for one in case.attempts if one.resume_step is not None],
-        "pictures": _pictures(run),
+        "pictures": _pictures(run), "evidence": _evidence(run),
         "goodput": goodput.goodput(case.attempts, seen["submitted_at"], seen["ended_at"] or now),
     }
+
+
+def _evidence(run: RunDir) -> list[list[str]]:
+    """[path, beginning] of what was found when its newest attempt stood still."""
+    found = [path for attempt in run.attempts()[-1:] for path in sorted(attempt.evidence.glob("*stalled.txt"))]
+    return [[path.relative_to(run.path).as_posix(), _text(path)[:_EVIDENCE]] for path in found]
 
 
 def _pictures(run: RunDir) -> list[list[str | int]]:
@@ -55,9 +62,14 @@ def _source(case: Case) -> str:
 
 def read_case(run: RunDir, seen: dict[str, Any], budget: int | None = None) -> Case:
     """The job of this VIEW as the rules see it; with a budget, by the beginnings and ends of its files."""
+    lines, of_attempts = series.whole(run, _spec(run).get("progress") or {}, budget)
+    return case_of(run, run.attempts()[-len(of_attempts):] if of_attempts else [], lines, of_attempts, seen)
+
+
+def case_of(run: RunDir, attempts: Sequence[AttemptDir], lines: Sequence[Line], of_attempts: Sequence[Sequence[Line]],
+            seen: dict[str, Any]) -> Case:
+    """These attempts with the lines of each; `lines` is their merged series."""
     spec = _spec(run)
-    lines, of_attempts = series.whole(run, spec.get("progress") or {}, budget)
-    attempts = run.attempts()[-len(of_attempts):] if of_attempts else []
     config = _text(attempts[-1].config if attempts else run.config) or _text(run.config)
     return Case(
         job=seen["id"], lines=lines, state=seen["state"], now=time.time(), config=leaves(config),

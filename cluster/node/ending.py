@@ -12,9 +12,9 @@ from cluster.node.control import Restart, Stop
 from cluster.node.failure import Verdict
 from cluster.node.progress import Progress
 
-Why = Literal["kill", "restart", "time limit", "scheduler", "superseded"]
+Why = Literal["kill", "restart", "time limit", "scheduler", "superseded", "guard"]
 # A kill overrules the scheduler, which would start the job again; where a newer attempt runs, that one is killed.
-_WEIGHT: dict[Why, int] = {"restart": 0, "scheduler": 1, "time limit": 2, "kill": 2, "superseded": 3}
+_WEIGHT: dict[Why, int] = {"restart": 0, "scheduler": 1, "time limit": 2, "kill": 2, "guard": 2, "superseded": 3}
 
 
 @dataclass
@@ -52,7 +52,11 @@ class Asked:
 def stopped(asked: Asked, how: str) -> Verdict:
     match asked.why:
         case "restart":
+            if asked.reason is Reason.GUARD:
+                return Verdict(Reason.GUARD, f"{asked.by}: {how}")
             return Verdict(Reason.RESTART_ASKED, f"by {asked.by}: {how}")
+        case "guard":
+            return Verdict(Reason.GUARD, f"{asked.by}: {how}")
         case "time limit":
             return Verdict(Reason.TIME_LIMIT, how)
         case "scheduler":

@@ -52,6 +52,22 @@ def list_gpus(timeout_s: float = NVIDIA_SMI_S) -> list[Gpu]:
     return sorted((_parse(line) for line in done.stdout.splitlines() if line.strip()), key=lambda gpu: gpu.index)
 
 
+def utilisation(timeout_s: float = NVIDIA_SMI_S) -> dict[str, str]:
+    """UUID -> what it does, in words for a person. Raises NodeFailure when nvidia-smi hangs."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    import subprocess
+
+    try:
+        done = subprocess.run([program, "--query-gpu=uuid,utilization.gpu,memory.used", "--format=csv,noheader"],
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        raise NodeFailure(f"nvidia-smi did not answer in {timeout_s:g} s", hint="its driver may hang") from None
+    rows = ([field.strip() for field in line.split(",")] for line in done.stdout.splitlines())
+    return {row[0]: f"{row[1]} busy, {row[2]} in use" for row in rows if len(row) == 3}
+
+
 def choose(gpus: Sequence[Gpu], wanted: int, allowed: Sequence[int] | None) -> tuple[Gpu, ...]:
     """Of these GPUs the ones with the least memory in use, lowest index first. Raises Unusable when there are too few.
     """

@@ -8,6 +8,7 @@ from cluster.node import thresholds as limit
 from cluster.node.findings import Case, Finding, Line, as_number, median
 
 Interval = tuple[int, int, float]  # (step before, steps, seconds)
+_EVALUATES = ("validation.every_steps", "evaluate_every", "eval_every", "eval_steps", "validation_steps")
 _ENDED_BADLY = {
     "FAILED": ("an error ended it", "launch logs {job} -n 50"),
     "OUT_OF_MEMORY": ("more memory was needed than there is", ""),
@@ -62,17 +63,22 @@ def slower(case: Case) -> Iterator[Finding]:
 def stalled(case: Case) -> Iterator[Finding]:
     if not case.runs or case.whole or case.written is None:
         return
-    gap, allowed = case.now - case.written, _allowed_gap(case)
+    gap, allowed = case.now - case.written, allowed_gap(case)
     if allowed is not None and gap > allowed:
-        yield Finding(
-            "stalled", "error",
-            f"no step for {gap:.0f} s; its pauses until now allow {allowed:.0f} s",
-            "it holds its GPUs and does nothing",
-            "a rank that hangs (in a collective the others wait for it), a loader that waits for a disk, or a lock",
-            f"launch restart {case.job}", case.step, case.step)
+        yield standstill(case.job, gap, allowed, case.step)
 
 
-def _allowed_gap(case: Case) -> float | None:
+def standstill(job: str, gap: float, allowed: float, step: int | None) -> Finding:
+    """The finding of a job that wrote no step for `gap` seconds."""
+    return Finding(
+        "stalled", "error",
+        f"no step for {gap:.0f} s; its pauses until now allow {allowed:.0f} s",
+        "it holds its GPUs and does nothing",
+        "a rank that hangs (in a collective the others wait for it), a loader that waits for a disk, or a lock",
+        f"launch restart {job}", step, step)
+
+
+def allowed_gap(case: Case) -> float | None:
     """Seconds without a line that are no stall; None: nothing is known of its pace."""
     lines = case.attempts[-1].lines if case.attempts else case.lines
     pauses = _pauses(lines)
@@ -84,12 +90,15 @@ def _allowed_gap(case: Case) -> float | None:
     longest = [max(steps)]
     if _may_evaluate(lines):
         longest += [seconds for line, seconds in pauses if "event" in line]
+    if _evaluates_first(case, lines):
+        longest.append(limit.STALL_FIRST_EVALUATION_S / limit.STALL_PAUSES)
     return max(limit.STALL_STEPS * median(steps), limit.STALL_PAUSES * max(longest)) + limit.STALL_S
 
 
 def _pauses(lines: Sequence[Line]) -> list[tuple[Line, float]]:
     """(line, seconds since the one before it), but for those whose predecessor is not at hand."""
-    pairs = [(before, line) for before, line in zip(lines, lines[1:]) if _between(before, line) >= 0]
+    pairs = [(before, line) for before, line in zip(lines, lines[1:])
+             if _between(before, line) >= 0 and before.get("event") != "resumed"]  # a start takes what it takes
     jumps = [line["step"] - before["step"] for before, line in pairs if "event" not in line]
     usual = median(jumps) if jumps else 0
     return [(line, _between(before, line)) for before, line in pairs
@@ -100,6 +109,16 @@ def _may_evaluate(lines: Sequence[Line]) -> bool:
     """Whether its last step is one after which it evaluates, by those after which it did."""
     evaluated = [line["step"] for line in lines if line.get("event") == "eval" and line["step"]]
     return not evaluated or lines[-1]["step"] % math.gcd(*evaluated) == 0
+
+
+def _evaluates_first(case: Case, lines: Sequence[Line]) -> bool:
+    """Whether, by its config, its first evaluation may follow its last line."""
+    steps = [line["step"] for line in lines if "event" not in line]
+    every = next((as_number(value) for key, value in case.config.items() if key.endswith(_EVALUATES)), None)
+    if not every or len(steps) < 2 or any(line.get("event") == "eval" and line["step"] for line in lines):
+        return False
+    jump = max(1, steps[-1] - steps[-2])
+    return (steps[-1] + jump) // every > (steps[-1] - jump) // every
 
 
 def _paces_of_log(case: Case) -> list[float]:

@@ -47,6 +47,7 @@ class Watch:
 
     def __init__(self, attempt: AttemptDir, expressions: dict[str, str]) -> None:
         self.now = Progress()
+        self.moved_at = time.monotonic()  # when a line with a step, or another step, was last seen
         self._metrics = Tail(attempt.metrics)
         self._output = Tail(attempt.rank_log(0), b"\n\r", _OUTPUT_BLOCK) if expressions else None
         self._expressions = {name: re.compile(text) for name, text in expressions.items()}
@@ -61,6 +62,8 @@ class Watch:
         output = self._new_output()
         said = [step for line in output if (step := self._take_output(line)) is not None]
         if said:  # lines carry no time of their own: one look, one point
+            if said[-1] != self.now.step:
+                self.moved_at = time.monotonic()
             self._at(said[-1], None)
         return bool(lines or output)
 
@@ -84,6 +87,7 @@ class Watch:
             return
         if not isinstance(values, dict) or not isinstance(step := values.get("step"), int):
             return
+        self.moved_at = time.monotonic()
         self._event(values.get("event"), step, values)
         self._at(step, values.get("t"), resumed=values.get("event") == "resumed")
         self.now.total = _int(values.get("total"), self.now.total)

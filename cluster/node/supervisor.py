@@ -181,7 +181,7 @@ class Supervisor:
     def _after_stop(self, outcome: Outcome) -> Next:
         """It was told to stop, by somebody who did not ask for a restart."""
         reason = outcome.verdict.reason
-        if reason is Reason.DONE or outcome.asked in ("kill", "time limit"):
+        if reason is Reason.DONE or outcome.asked in ("kill", "time limit", "guard"):
             return Next("end")
         if reason is Reason.TIME_LIMIT and self._history.exhausted:
             return Next("end", f"given up: {self._history.idle} times in a row its time was over before it had got any "

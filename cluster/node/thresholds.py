@@ -92,11 +92,14 @@ SLOWER = 2.0
 SLOWER_S = 60.0
 SLOWER_STEPS = 30
 SETTLING_STEPS = 10  # compilation, caches
-# A hang: three median steps and 30 s without a line, but never less than twice the longest pause of the newest steps,
-# and after a step at which it evaluates twice the longest evaluation, because that may just be going on.
+# A hang: three median steps and 20 s without a line, but never less than twice the longest pause of the newest steps,
+# and after a step at which it evaluates twice the longest evaluation, because that may just be going on. Looking at its
+# processes takes up to ten seconds more.
 STALL_STEPS = 3.0
 STALL_PAUSES = 2.0
-STALL_S = 30.0
+STALL_S = 20.0
+# The first evaluation of a job whose config says that this is the step for it: nobody knows yet how long it takes.
+STALL_FIRST_EVALUATION_S = 1800.0
 STALL_LINES = 500  # of the newest steps that pauses are measured in
 STALL_JUMP = 2  # times the usual distance of two lines: further apart, what lies between them was not read
 STALL_FEWEST = 3  # lines before there is a median

@@ -167,9 +167,9 @@ def test_a_loss_at_chance_of_the_batch_that_the_command_names() -> None:
     assert judged(run(loss=lambda n: noisy.uniform(0.4, 1.0)), config=CONFIG) == []  # ln 2 is its mean
 
 
-def test_a_stall_is_three_median_steps_and_30_s_but_no_evaluation() -> None:
+def test_a_stall_is_three_median_steps_and_20_s_but_no_evaluation() -> None:
     lines = [line for line in run(400) if line["step"] <= 200]
-    for gap, expected in ((3 + 28, []), (3 + 31, ["stalled"])):
+    for gap, expected in ((3 + 18, []), (3 + 21, ["stalled"])):
         found = judged(lines, state="RUNNING", now=300.0 + gap, written=300.0)
         assert [one.rule for one in found] == expected
     slow = [line | {"t": line["t"] + 40 * (line["step"] > 100 or line.get("event") == "eval" and line["step"] == 100)}
