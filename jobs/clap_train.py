@@ -160,7 +160,7 @@ class Start:
                                     AudioProjector(tiny.clap.projection, 8, 1, 8))
         clips = self._clips(data.train, conditioning, recipe, config.model.image_size)
         clap_made.centre(conditioning, clips)
-        for network in frozen.networks.values():
+        for network in (*frozen.networks.values(), conditioning.projector):
             network.to(world.device)
         if not clap_made.pretrain(frozen.unet, conditioning, frozen.scheduler, clips, tiny.base, config.training.seed,
                                   world, self._stop, metrics.say):

@@ -20,6 +20,7 @@ from jobs.clap_metrics import scores
 from jobs.clap_pictures import Painter
 from jobs.clap_stage import TRAINED, ClapStage
 from jobs.clap_validation import Grid, bootstrap, other_sounds, summary
+from jobs.data.audio import read_audio
 from jobs.data.clips import Clips, read_clips
 from jobs.data.sounds import make
 from jobs.loader import Draw
@@ -78,6 +79,18 @@ def chain(start: Start, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
         before = newest(list(runs.values())[-2]) if len(runs) > 1 else None
         assert run(start, stage, runs[stage], config_of(stage, data, before)) == 0, output(runs[stage])
     return runs
+
+
+# --- 1: a batch of clips --------------------------------------------------------------------------------------------
+
+def test_a_batch_of_clips_is_encoded_as_each_alone(chain: dict[str, Path], data: Path) -> None:
+    conditioning = load_checkpoint(newest(chain["clap1"]), None, None, print).conditioning
+    sounds = [read_audio(clip.audio, 16_000) for clip in read_clips(data, "val")]
+    together = conditioning.embed(conditioning.mel(sounds))
+    alone = torch.cat([conditioning.embed(conditioning.mel([sound])) for sound in sounds])
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert torch.pdist(together).min() > 1e-3  # distinct clips, distinct embeddings
+    assert together.norm(dim=1).tolist() == pytest.approx([1.0] * len(sounds))
 
 
 # --- 2, 3: what trains ----------------------------------------------------------------------------------------------
