@@ -1,6 +1,6 @@
 """What `launch` costs, beside its goals: ours and a reference are measured in turn, in the same run.
 
-    python -m tests.bench                all of them, about seven minutes
+    python -m tests.bench                all of them, about ten minutes
     python -m tests.bench follow help    those whose name contains one of these words
     python -m tests.bench --list
 
@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
-from tests.bench import fanout, follow, numerics, slurm, startup, submit, supervision
+from tests.bench import fanout, follow, many, numerics, slurm, startup, submit, supervision
 from tests.bench.measure import CommandFailed
 from tests.bench.places import Places, Unavailable
 from tests.bench.table import Row, header, line
@@ -23,10 +23,12 @@ from tests.bench.table import Row, header, line
 Benchmark = Callable[[Places], Iterable[Row]]
 BENCHMARKS: dict[str, Benchmark] = {
     "help": startup.help_page,
-    "status": startup.status_with_history,
+    "status-jobs": startup.status_with_history,
     "dead-node": startup.status_with_a_dead_node,
     "submit-local": submit.local,
     "submit-ssh": submit.over_ssh,
+    "jobs-local": many.local,
+    "jobs-nodes": many.over_nodes,
     "follow-latency": follow.latency,
     "follow-rate": follow.rate_and_memory,
     "follow-idle": follow.idle,

@@ -31,6 +31,9 @@ _FILES = {"train.py": "print('a small project')\n"}
 _HOLD = {
     "configs/stages/hold.yaml": "about: holds its place\ncommand: [sleep, '600']\ndefault_config: one\ngrace_s: 1\n",
     "configs/runs/hold/one.yaml": "point: 0\n"}
+NOOP = {
+    "configs/stages/noop.yaml": "about: does nothing\ncommand: ['true']\ndefault_config: one\n",
+    "configs/runs/noop/one.yaml": "point: 0\n"}
 
 
 class Unavailable(Exception):
@@ -138,11 +141,11 @@ class Places:
                  traceback: TracebackType | None) -> None:
         self._stack.close()
 
-    def local(self, name: str) -> Client:
-        """The client of this name on this computer: an index of its own, a small git project."""
+    def local(self, name: str, files: Mapping[str, str] = _FILES) -> Client:
+        """The client of this name on this computer: an index of its own, a small git project of these files."""
         folder = self.folder / name
         project = folder / "project"
-        return Client(project if project.exists() else _project(project, _FILES), folder / "state")
+        return Client(project if project.exists() else _project(project, files), folder / "state")
 
     def remote(self) -> Remote:
         """The test bed and one client of it. Raises Unavailable."""
