@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,7 +22,7 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.load import read_run
 from configs.schema import SCHEMAS
-from jobs.preflight_data import Defect, look_at_clips, look_at_samples
+from jobs.preflight_data import Defect, look_at_clips, look_at_people, look_at_samples
 from jobs.preflight_env import Found, cuda, load, missing_packages, torchvision
 from jobs.runtime import JobError
 from jobs.start import find_list, find_path
@@ -153,8 +155,11 @@ def _data(run: Any, loaded: bool) -> Iterator[Found]:
     for key, value in _lists(run):
         path = Path(find_list(value, "data_train.txt"))
         yield from _told(key, skips, lambda path=path: look_at_samples(path, loaded))
-    if isinstance(root := getattr(run, "data", None), str) and not root.startswith(("random:", "hub:")):
+    root = getattr(run, "data", None)
+    if isinstance(root, str) and not root.startswith(("random:", "hub:")):
         yield from _told("data", skips, lambda: look_at_clips(Path(str(find_path(root)))))
+    elif loaded and any(getattr(root, key, None) for key in ("pairs", "voxceleb", "faces")):
+        yield from _told("data", skips, lambda: look_at_people(root))
     yield from _prompts(run, loaded)
 
 
@@ -202,4 +207,6 @@ def _prompts(run: Any, loaded: bool) -> Iterator[Found]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # to take torch apart again costs as much as all that was looked at

@@ -9,11 +9,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
 from jobs.runtime import JobError
+
+if TYPE_CHECKING:
+    from configs.face_voice import Source
 
 DRAWN = 6  # besides the first and the last
 _CAMERAS = "opencv_cameras.json"
@@ -115,6 +118,15 @@ def look_at_clips(root: Path) -> list[Defect]:
             found += [defect for defect in (_sound(root / str(row.get("audio_path"))),
                                             _decoded(root / str(row.get("image_path")))) if defect]
     return found
+
+
+def look_at_people(source: Source) -> list[Defect]:
+    """A face and a voice of some of the people of a data set, as training finds them. Raises JobError."""
+    from jobs.data.pairs import find_people
+    from jobs.face_voice import with_found_source
+
+    return [defect for person in drawn(find_people(with_found_source(source)).persons)
+            for defect in (_decoded(person.faces[0]), _sound(person.voices[0])) if defect]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

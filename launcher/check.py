@@ -122,7 +122,7 @@ def check(index: Index, request: Request, deep: bool = True) -> Checked:
     except (ClusterError, Refused) as error:  # its node cannot take any job
         if isinstance(error, Unreachable):
             raise
-        result.found = [*sure.found, found_of(error, request.node)]
+        result.found = list(dict.fromkeys([*sure.found, found_of(error, request.node)]))
         return result
     answered = time.time()
     result.found = _once([*sure.found, *_judged(ready, request, began, answered)])
@@ -165,21 +165,31 @@ def _look_deep(ready: Draft, result: Checked) -> None:
 
 def _judged(ready: Draft, request: Request, began: float, answered: float) -> Iterator[Found]:
     """What this computer can say of the node's answer."""
-    yield from _clocks(ready, began, answered)
+    yield from clock(ready.node.name, ready.prepared.get("now"), began, answered)
+    for node in ready.others:
+        yield from _clock_of(node)
     yield from _estimated(ready, request)
     yield from _waits(ready)
 
 
-def _clocks(ready: Draft, began: float, answered: float) -> Iterator[Found]:
+def _clock_of(node: Node) -> Iterator[Found]:
+    from launcher.reconcile import backend_of
+
+    began = time.time()
+    now = backend_of(node).prepare().get("now")
+    yield from clock(node.name, now, began, time.time())
+
+
+def clock(node: str, now: float | None, began: float, answered: float) -> Iterator[Found]:
+    """Of a node that said `now` to a question of this computer; unix s."""
     from cluster.node.check import Found
 
-    now = ready.prepared.get("now")
     if now is None:
         return
     ahead = max(began - now, 0.0) or min(answered - now, 0.0)  # within the question itself nobody can say
     if abs(ahead) > SKEW_S:
         yield Found("clock", "warning", f"its clock is {abs(ahead):.0f} s {'behind' if ahead > 0 else 'ahead of'} "
-                    "this computer's", ready.node.name, "ages and times of its jobs are wrong by that much",
+                    "this computer's", node, "ages and times of its jobs are wrong by that much",
                     "timedatectl on both; ask for NTP")
 
 
@@ -215,6 +225,8 @@ def _waits(ready: Draft) -> Iterator[Found]:
 
     spec, prepared = ready.spec, ready.prepared
     if spec.slurm:
+        if not prepared.get("slurm"):  # it refuses the job
+            return
         starts = prepared["slurm"]["starts_in_s"]
         when = "SLURM does not say when it would start" if starts is None else \
             f"SLURM would start it in {lasting(max(0.0, starts))}"

@@ -100,13 +100,17 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
     spec = replace(targets.aimed(plan.spec, target), id=new_id(plan.spec.stage), token=os.urandom(16).hex(),
                    submitted_at=time.time(), submitted_by=whoami(), code=code.code if code else plan.spec.code)
     volume = estimates.volume(plan, request)
-    prepared = reconcile.backend_of(node).prepare(
-        code_digest=code.code.digest if code else None,
-        stat=[*paths.asked(), *map(str, here.values()), *absolute],
-        python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=spec if spec.slurm else None,
-        busy=("shared" if spec.gpu_share else "alone") if now or sure is not check.at_once else "",
-        cost=estimates.question(plan, volume, paths), force=request.force,
-        check=check.question(plan, paths, request, resume.value if absolute else ""))
+
+    def asked(slurm: JobSpec | None) -> dict[str, Any]:
+        return reconcile.backend_of(node).prepare(
+            code_digest=code.code.digest if code else None,
+            stat=[*paths.asked(), *map(str, here.values()), *absolute],
+            python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=slurm,
+            busy=("shared" if spec.gpu_share else "alone") if now or sure is not check.at_once else "",
+            cost=estimates.question(plan, volume, paths), force=request.force,
+            check=check.question(plan, paths, request, resume.value if absolute else ""))
+
+    prepared = sure(asked, spec if spec.slurm else None) or asked(None)  # a job that SLURM refuses may lack more
     for option, place in here.items():
         sure(stages.check_seen, option, place, prepared["stats"], node)
     if absolute:
@@ -124,8 +128,8 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
     spec = replace(spec, resume=stages.expand(spec.resume, prepared["home"]), cost=cost,
                    config_digest=digest(config.encode()) if config is not None else None)
     return Draft(spec, node, code, config, bool(prepared.get("have_code")),
-                 script=prepared["slurm"]["script"] if spec.slurm else None, notes=warnings, others=target.peers,
-                 known=known, force=request.force, prepared=prepared)
+                 script=prepared["slurm"]["script"] if prepared.get("slurm") else None, notes=warnings,
+                 others=target.peers, known=known, force=request.force, prepared=prepared)
 
 
 def _check_resume(path: str, stats: dict[str, Any], node: Node) -> None:

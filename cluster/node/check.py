@@ -96,7 +96,8 @@ def _list(asked: Asked, key: str, path: Path) -> Iterator[Found]:
     some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
     all_gone = len(missing) == looked
     severity: Severity = "warning" if asked.skips_bad and not all_gone else "error"
-    yield Found("lists", severity, f"{len(missing)} of {looked} samples looked at (of {names}) are not there: {some}",
+    yield Found("lists", severity, f"{len(missing)} of {looked} samples looked at (of {names}) have no "
+                f"opencv_cameras.json: {some}",
                 f"{key}: {path}",
                 "bad samples are left out, and the set is smaller than you think" if severity == "warning"
                 else "training stops at a bad sample", f"python -m jobs.data check {shlex.quote(str(path))}")

@@ -13,9 +13,10 @@ import pytest
 
 from configs.yaml12 import dump
 from jobs import preflight, preflight_env
-from jobs.data import sounds, toy
+from configs.face_voice import Source
+from jobs.data import identities, sounds, toy
 from jobs.preflight import Found, look
-from jobs.preflight_data import look_at_clips
+from jobs.preflight_data import look_at_clips, look_at_people
 from jobs.runtime import JobError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,6 +170,15 @@ def test_clips(tmp_path: Path) -> None:
     assert rows[0]["image_path"] in picture.what and "git lfs pull" in sound.what
     with pytest.raises(JobError, match="train_metadata.json"):
         look_at_clips(tmp_path)
+
+
+def test_people(tmp_path: Path) -> None:
+    identities.make(tmp_path, 4, 2, 16, 8000, 0)
+    assert look_at_people(Source(voxceleb=str(tmp_path))) == []
+    face = sorted(tmp_path.glob("*/faces/*"))[0]
+    face.write_bytes(b"nothing")
+    [defect] = look_at_people(Source(voxceleb=str(tmp_path)))
+    assert str(face) in defect.what
 
 
 def test_by_hand(run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

