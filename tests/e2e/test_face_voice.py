@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+
+from tests.jobs.small_face_voice import tower_folders
 
 from .lab import Lab
 
@@ -41,16 +42,8 @@ def test_the_demo(tmp_path: Path) -> None:
 @pytest.mark.campaign
 def test_towers_that_are_frozen_at_random_are_told_from_the_loss(tmp_path: Path) -> None:
     """The defect of the public original: the heads alone cannot undo what random towers have thrown away."""
-    import transformers
-
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    torch.manual_seed(0)
-    transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path / "vit")
-    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(
-        **sizes, conv_dim=(32,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
-    )).save_pretrained(tmp_path / "w2v")
-    (tmp_path / "vit/preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
-    (tmp_path / "w2v/preprocessor_config.json").write_text(json.dumps({"sampling_rate": 16000, "do_normalize": True}))
+    tower_folders(tmp_path, 64, 2, 32, {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+                  {"sampling_rate": 16000, "do_normalize": True})
     here = Lab(REPOSITORY, tmp_path)
     sets = {"model.freeze": "all", "model.face.kind": "vit", "model.face.path": str(tmp_path / "vit"),
             "model.voice.kind": "wav2vec2", "model.voice.path": str(tmp_path / "w2v"), "training.max_steps": "200"}

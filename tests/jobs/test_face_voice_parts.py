@@ -31,7 +31,7 @@ from jobs.world import World
 from models.face_voice import FaceVoice
 from models.towers import SpeechTower, TinyFace, TinyVoice, ViTTower
 from tests.jobs.conftest import job_in
-from tests.jobs.small_face_voice import config_of
+from tests.jobs.small_face_voice import config_of, tower_folders
 
 WIDTH = 16
 
@@ -228,17 +228,9 @@ def test_features_that_are_not_finite_are_named_and_not_kept(files: list[Path], 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import transformers
-
     out = tmp_path_factory.mktemp("towers")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
-    torch.manual_seed(0)
-    transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, patch_size=8)).save_pretrained(out / "vit")
-    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(
-        **sizes, conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)).save_pretrained(out / "w2v")
-    (out / "vit/preprocessor_config.json").write_text(json.dumps(
-        {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2]}))
-    (out / "w2v/preprocessor_config.json").write_text(json.dumps({"sampling_rate": 16000, "do_normalize": False}))
+    tower_folders(out, 32, 1, 16, {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.2, 0.2]},
+                  {"sampling_rate": 16000, "do_normalize": False})
     return out
 
 
