@@ -25,7 +25,7 @@ class Again:
 
 
 def plan(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path,
-         other: Elsewhere = SAME) -> Again:
+         other: Elsewhere = SAME, command: Sequence[str] = ()) -> Again:
     """Raises Wrong, Refused, ConfigError and ClusterError."""
     jobs = find_all(index, word)
     reconcile.refresh(index, [job for job in jobs if not job.ended], start)
@@ -33,11 +33,11 @@ def plan(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: 
     chosen = jobs if len(jobs) == 1 else _failed(jobs, word)
     if sets and len(chosen) > 1 and (chosen[0].view.get("group") or {}).get("kind") == "pipeline":
         raise Wrong(f"--set: {word} is a pipeline", hint=f"say which stage: launch restart {chosen[0].name} --set …")
-    if other != SAME:
+    if other != SAME or command:
         if len(chosen) > 1:
-            raise Wrong(f"--node, --gpus and --time are for one job, {word} is {len(chosen)}",
+            raise Wrong(f"--node, --gpus, --time and -- CMD are for one job, {word} is {len(chosen)}",
                         hint=f"say which: launch restart {chosen[0].name or chosen[0].id} …")
-        return Again((plan_restart(index, chosen[0].id, sets, fresh_code, start, other),))
+        return Again((plan_restart(index, chosen[0].id, sets, fresh_code, start, other, command),))
     plans = [_chosen(index, job, sets, fresh_code, start) for job in chosen]
     following, notes = _following(index, chosen, start)
     plans += [_anew(index, job, start) for job in following]

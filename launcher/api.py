@@ -169,7 +169,8 @@ def kill(jobs: Sequence[str], *, grace_s: float | None = None, now: bool = False
 
 
 def plan_restart(job: str, *, sets: Sequence[str] = (), fresh_code: bool = False, node: str | None = None,
-                 gpus: int | None = None, time_s: float | None = None, start: Path | None = None) -> Again:
+                 gpus: int | None = None, time_s: float | None = None, command: Sequence[str] = (),
+                 start: Path | None = None) -> Again:
     """What a restart with these changes would be, without doing it: of a job with what follows from it, or a group."""
     from launcher import again
     from launcher.restart import Elsewhere
@@ -177,7 +178,7 @@ def plan_restart(job: str, *, sets: Sequence[str] = (), fresh_code: bool = False
     start = start or Path.cwd()
     with open_index() as index:
         settle_leftovers(index, start)
-        return again.plan(index, job, sets, fresh_code, start, Elsewhere(node, gpus, time_s))
+        return again.plan(index, job, sets, fresh_code, start, Elsewhere(node, gpus, time_s), command)
 
 
 def restart(plan: RestartPlan, *, grace_s: float | None = None,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,8 +65,11 @@ SAME = Elsewhere()
 
 
 def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path,
-                 other: Elsewhere = SAME) -> RestartPlan:
-    """What a restart would change. Raises Wrong, Refused, ConfigError and ClusterError."""
+                 other: Elsewhere = SAME, command: Sequence[str] = ()) -> RestartPlan:
+    """What a restart would change; `command`: the words it runs from now on, if they are others.
+
+    Raises Wrong, Refused, ConfigError and ClusterError.
+    """
     job = find(index, word)
     node, backend = node_and_backend(job, start)
     try:
@@ -74,15 +78,18 @@ def plan_restart(index: Index, word: str, sets: Sequence[str], fresh_code: bool,
         raise (moving.lost(job, error) if other.node else error) from None
     spec = _spec_of(shown, job)
     if other != SAME:
-        if sets or fresh_code:
-            raise Wrong("--node, --gpus and --time keep the job as it is; --set and --fresh-code keep where it runs",
+        if sets or fresh_code or command:
+            raise Wrong("--node, --gpus and --time keep the job as it is; --set, --fresh-code and -- CMD keep where it "
+                        "runs",
                         hint="one restart after the other does both")
         return _plan_elsewhere(job, node, shown, spec, other, start)
     others = tuple(node_named(name, start) for name in spec.hosts[1:])
-    if not sets and not fresh_code:
+    if not sets and not fresh_code and not command:
         return RestartPlan(job, node, None, None, None, secret_values(spec), others=others)
     config, changes, cost = (_changed_config(shown, spec, sets, node, backend, start) if sets
                              else (None, (), spec.cost))
+    if command:
+        spec, changes = _with_words(spec, command)
     code = _fresh_code(spec, start) if fresh_code else None
     spec = replace(spec, code=code.code if code else spec.code, cost=cost,
                    config_digest=digest(config.encode()) if config is not None else spec.config_digest)
@@ -127,7 +134,8 @@ def _changed_config(shown: dict[str, Any], spec: JobSpec, sets: Sequence[str], n
     from configs.load import diff, load_stage, resolve_text
 
     if shown["config"] is None:
-        raise Wrong(f"--set: {spec.id} is a command and has no config")
+        raise Wrong(f"--set: {spec.id} is a command and has no config",
+                    hint=f"with other words: launch restart {spec.id} -- {shlex.join(spec.argv)}")
     stage = load_stage(spec.stage, start)
     where = f"config.yaml of {spec.id}"
     old = resolve_text(stage, shown["config"], where, [])
@@ -141,6 +149,13 @@ def _changed_config(shown: dict[str, Any], spec: JobSpec, sets: Sequence[str], n
     text = stages.config_text(new, paths.values, prepared["home"])
     changes = tuple(diff(old.data, resolve_text(stage, text, where, []).data))
     return text, changes, estimates.after_change(spec.cost, old, new)
+
+
+def _with_words(spec: JobSpec, command: Sequence[str]) -> tuple[JobSpec, tuple[tuple[str, Any, Any], ...]]:
+    if spec.stage != stages.COMMAND:
+        raise Wrong(f"-- {' '.join(command)}: {spec.id} is a stage and has no command of yours",
+                    hint=f"its config is changed with --set: launch restart {spec.id} --set KEY=VALUE")
+    return replace(spec, argv=tuple(command)), (("command", shlex.join(spec.argv), shlex.join(command)),)
 
 
 def _fresh_code(spec: JobSpec, start: Path) -> snapshot.Snapshot:

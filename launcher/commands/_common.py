@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,15 @@ class Parser(argparse.ArgumentParser):
 
 def parser(verb: str, about: str, usage: str | None = None) -> Parser:
     return Parser(prog=f"launch {verb}", description=about, usage=usage, allow_abbrev=False)
+
+
+def split_command(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Everything after the first `--` is the command, whatever it looks like."""
+    words = list(argv)
+    if "--" not in words:
+        return words, ()
+    at = words.index("--")
+    return words[:at], tuple(words[at + 1:])
 
 
 def count(text: str) -> int:

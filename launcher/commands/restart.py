@@ -5,15 +5,16 @@ import sys
 from collections.abc import Sequence
 
 from launcher import api, sentences
-from launcher.commands._common import count, here, parser, seconds, tell
+from launcher.commands._common import count, here, parser, seconds, split_command, tell
 from launcher.errors import Interrupted
 from launcher.restart import Restarted, RestartPlan
 
 
 def run(argv: Sequence[str]) -> int:
-    args = _parser().parse_args(argv)
+    words, command = split_command(argv)
+    args = _parser().parse_args(words)
     again = api.plan_restart(args.job, sets=args.set, fresh_code=args.fresh_code, node=args.node, gpus=args.gpus,
-                             time_s=seconds("--time", args.time), start=here())
+                             time_s=seconds("--time", args.time), command=command, start=here())
     for note in again.notes:
         tell(note)
     for number, plan in enumerate(again.plans):
@@ -41,7 +42,9 @@ def _restarted(plan: RestartPlan) -> Restarted:
 
 
 def _parser():
-    p = parser("restart", "The same job, next attempt, from its last verified checkpoint.")
+    p = parser("restart", "The same job, next attempt, from its last verified checkpoint.",
+               "launch restart JOB [options]\n       launch restart JOB [--fresh-code] -- CMD ARG...     "
+               "a command with other words")
     p.add_argument("job", metavar="JOB",
                    help="an id, the beginning of one, a name, @last; a sweep or pipeline: what has failed of it; "
                         "PIPELINE.STAGE: that stage and what follows from it")

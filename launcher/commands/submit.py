@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from launcher import api, group_sentences, sentences
-from launcher.commands._common import UNKNOWN, count, here, parser, positive, seconds, tell
+from launcher.commands._common import UNKNOWN, count, here, parser, positive, seconds, split_command, tell
 from launcher.errors import Interrupted, Wrong
 from launcher.groups import GroupDraft, Member
 from launcher.logs import Which
@@ -20,7 +20,7 @@ _USAGE = "launch submit STAGE [options]\n       launch submit [options] -- CMD A
 
 
 def run(argv: Sequence[str]) -> int:
-    options, command = _split(argv)
+    options, command = split_command(argv)
     args, words = _parser().parse_known_args(options)
     _refuse_loose(args.stage, words)
     if args.calibrate:
@@ -96,15 +96,6 @@ def _follow(job: str) -> int:
     ended, _ = copy(api.logs(job, Which(attempt="all", follow=True), tell=tell, start=here()), job)
     tell(sentences.fate(ended))
     return int(ended.state != "COMPLETED")
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Everything after the first `--` is the command, whatever it looks like."""
-    words = list(argv)
-    if "--" not in words:
-        return words, ()
-    at = words.index("--")
-    return words[:at], tuple(words[at + 1:])
 
 
 def _refuse_loose(stage: str | None, words: Sequence[str]) -> None:

@@ -76,3 +76,19 @@ def test_cwd_runs_in_place_and_copies_nothing(lab: Lab, testbed: Testbed) -> Non
         assert "new.txt" in lab.launch("show", job).stdout
     finally:
         shutil.rmtree(testbed.root / "home/alice/Face Lift")
+
+
+def test_a_command_is_restarted_with_other_words(tmp_path: Path) -> None:
+    """They stand in the job from then on; a word of its config is refused, with the command that is meant."""
+    lab = Lab(tmp_path, tmp_path)
+    lab.submit("--cwd", str(tmp_path), "--name", "x", "--", "echo", "--lr", "1")
+    lab.launch("wait", "x")
+    refused = lab.launch("restart", "x", "--set", "lr=2", code=2)
+    assert "launch restart" in refused.stderr and "-- echo --lr 1" in refused.stderr, refused.stderr
+    said = lab.launch("restart", "x", "--", "echo", "a b", "--lr", "2")
+    assert "echo --lr 1 -> echo 'a b' --lr 2" in said.stderr, said.stderr
+    lab.launch("wait", "x")
+    assert lab.logs("x") == "a b --lr 2\n"
+    lab.launch("restart", "x")
+    lab.launch("wait", "x")
+    assert lab.logs("x") == "a b --lr 2\n" and "'a b' --lr 2" in lab.launch("show", "x").stdout
