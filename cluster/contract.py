@@ -167,6 +167,11 @@ class RunDir:
         return self.path / "releases.jsonl"
 
     @property
+    def notified(self) -> Path:
+        """A JSON line {t, key, to, ok, problem} for each time that somebody was told, or could not be."""
+        return self.path / "notified.jsonl"
+
+    @property
     def moved_to(self) -> Path:
         """{node, run_dir, by, t}: the job goes on there; what is left here is what did not go with it."""
         return self.path / "moved_to.json"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cluster.spec import PythonEnv
+from cluster.spec import PythonEnv, Tell
 
 USUAL_CONDA_BASES = ("~/miniconda3", "~/anaconda3", "~/miniforge3", "~/mambaforge", "/opt/conda")
 DEFAULT_WORKDIR = "~/launch"
@@ -38,6 +38,8 @@ class Node:
     peers: bool = False  # the other nodes reach it by `ssh -o BatchMode=yes`
     partition: str | None = None  # slurm: where jobs go when nothing else is said
     sbatch: dict[str, str | int | bool] = field(default_factory=dict)  # slurm: more options, by their long names
+
+    notify: tuple[Tell, ...] = ()  # who is told what becomes of its jobs
 
     @property
     def ssh_name(self) -> str:

@@ -116,6 +116,16 @@ class Guard:
 
 
 @dataclass(frozen=True)
+class Tell:
+    """Who is told by the node what becomes of a job. The address of a webhook is a secret; here is its name."""
+
+    kind: Literal["slack", "discord", "webhook", "command"]
+    secret: str = ""
+    command: tuple[str, ...] = ()  # gets one JSON object on stdin
+    on: tuple[str, ...] = ("end", "failure", "stall", "finding")
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """One job. `argv` is a list until the very last moment; nothing in it is ever interpreted.
 
@@ -153,6 +163,7 @@ class JobSpec:
     progress: dict[str, str] = field(default_factory=dict)  # name -> regular expression with one group
     share: Literal["private", "group"] = "private"
     guards: tuple[Guard, ...] = ()
+    notify: tuple[Tell, ...] = ()
     cost: Cost | None = None  # None: nobody can say
     preflight: str | None = None  # the schema of its run file, which `jobs.preflight` knows; None: nothing to look at
     code: CodeRef = CodeRef()
@@ -233,4 +244,5 @@ def _tuples(value: Any) -> Any:
 _PARTS: dict[str, type] = {
     "python": PythonEnv, "resume_rule": ResumeRule, "restart": RestartPolicy, "code": CodeRef, "slurm": Slurm,
     "after": After, "group": Group, "cost": Cost, "guards": Guard,
+    "notify": Tell,
 }

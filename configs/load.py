@@ -21,7 +21,7 @@ from configs.errors import NO_VALUE, ConfigError
 from configs.fields import Resources, ResourcesOverride, Strict
 from configs.keys import decode, holds_path, look_up, path_keys
 from configs.places import find_cluster, upward
-from configs.schema import NODE_TYPES, SCHEMAS, ClusterFile, Node, StageFile, check_node_name
+from configs.schema import NODE_TYPES, SCHEMAS, ClusterFile, Node, Notify, StageFile, check_node_name
 from configs.sets import apply_sets, exists
 from configs.yaml12 import Document, dump, parse, read
 
@@ -128,7 +128,7 @@ def read_cluster(path: Path) -> ClusterFile:
     document = read(path)
     top = decode(document, _ClusterTop)
     ssh_config = str((path.parent / Path(top.ssh_config).expanduser()).absolute()) if top.ssh_config else None
-    return ClusterFile(source=str(path), ssh_config=ssh_config,
+    return ClusterFile(source=str(path), ssh_config=ssh_config, notify=top.notify,
                        nodes={name: _node(document, name) for name in top.nodes})
 
 
@@ -160,6 +160,7 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any]]
 
 class _ClusterTop(Strict):
     ssh_config: str | None = None
+    notify: tuple[Notify, ...] = ()
     nodes: dict[str, dict[str, Any]] = {}
 
 

@@ -37,6 +37,7 @@ SCHEMAS: dict[str, type[Strict]] = {
     "clap-generate": ClapGenerateRun}
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+Secret = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 _NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -159,6 +160,28 @@ class SshOptions(Strict):
     client: Literal["fabric", "openssh"] = "fabric"  # openssh: hardware keys, Kerberos, a ControlMaster
 
 
+class Notify(Strict):
+    """Who is told what becomes of a job, by the job's node: one of these. A webhook is given by the NAME of a secret
+    (an environment variable) that holds its address, because whoever knows the address can write there."""
+
+    slack: Secret | None = None
+    discord: Secret | None = None
+    webhook: Secret | None = None  # gets a JSON object
+    command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None  # gets the same on stdin
+    on: Annotated[tuple[Literal["end", "failure", "stall", "finding"], ...], Meta(min_length=1)] = (
+        "end", "failure", "stall", "finding")
+
+    def __post_init__(self) -> None:
+        given = [key for key in ("slack", "discord", "webhook", "command") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError("exactly one of slack, discord, webhook and command must be given, here: "
+                             + (" and ".join(given) or "none"))
+
+    @property
+    def kind(self) -> str:
+        return next(key for key in ("slack", "discord", "webhook", "command") if getattr(self, key) is not None)
+
+
 class BaseNode(Strict):
     """What every node has. Paths are paths on the node; `~` is the home there."""
 
@@ -169,6 +192,7 @@ class BaseNode(Strict):
     agent_python: Text | None = None  # the Python >= 3.10 of the supervisor; null: found
     share: Literal["private", "group"] = "private"
     env_vars: dict[str, str] = {}
+    notify: tuple[Notify, ...] | None = None  # null: as the whole file says
 
 
 class LocalNode(BaseNode, tag_field="via", tag="local"):
@@ -206,6 +230,7 @@ class ClusterFile(Strict):
 
     source: str
     ssh_config: str | None = None
+    notify: tuple[Notify, ...] = ()  # of jobs on every node, `local` too
     nodes: dict[str, Node] = {}
 
 

@@ -3,15 +3,17 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.inventory import DEFAULT_WORKDIR, Node, local_node
-from cluster.spec import PythonEnv
+from cluster.spec import PythonEnv, Tell
 from launcher.errors import Wrong, nearest
 
 if TYPE_CHECKING:
-    from configs.schema import BaseNode, ClusterFile, Environment
+    from configs.schema import BaseNode, ClusterFile, Environment, Notify
 
 LOCAL = "local"
 HERE = "here"  # `login:` of a cluster whose login node is this computer
@@ -21,7 +23,7 @@ _reading = threading.Lock()
 
 def load_nodes(start: Path) -> dict[str, Node]:
     """Every node by name; `local` is always there. Raises ConfigError for a cluster.yaml with a mistake."""
-    return {LOCAL: _local(start)} | {node.name: node for node in in_file(start)}
+    return {LOCAL: _bare_local(_cluster(start), start)} | {node.name: node for node in in_file(start)}
 
 
 def in_file(start: Path) -> list[Node]:
@@ -29,7 +31,7 @@ def in_file(start: Path) -> list[Node]:
     found = _cluster(start)
     if found is None:
         return []
-    return [_node(name, entry, found.ssh_config, start) for name, entry in found.nodes.items()]
+    return [_node(name, entry, found, start) for name, entry in found.nodes.items()]
 
 
 def node_named(name: str, start: Path) -> Node:
@@ -37,9 +39,9 @@ def node_named(name: str, start: Path) -> Node:
     found = _cluster(start)
     entry = found.nodes.get(name) if found else None
     if found and entry is not None:
-        return _node(name, entry, found.ssh_config, start)
+        return _node(name, entry, found, start)
     if name == LOCAL:
-        return _local(start)
+        return _bare_local(found, start)
     known = [LOCAL, *(found.nodes if found else ())]
     close = nearest(name, known)
     raise Wrong(f"no such node: {name!r}", found.source if found else None,
@@ -83,7 +85,17 @@ def _data_beside_configs(start: Path) -> Path:
     return project / "data"
 
 
-def _node(name: str, entry: BaseNode, ssh_config: str | None, start: Path) -> Node:
+def _bare_local(found: ClusterFile | None, start: Path) -> Node:
+    """This computer, of which cluster.yaml says nothing but what it says of all nodes."""
+    return replace(_local(start), notify=_told(found.notify)) if found else _local(start)
+
+
+def _told(entries: Iterable[Notify]) -> tuple[Tell, ...]:
+    return tuple(Tell(one.kind, one.slack or one.discord or one.webhook or "", one.command or (), one.on)
+                 for one in entries)
+
+
+def _node(name: str, entry: BaseNode, found: ClusterFile, start: Path) -> Node:
     base = _local(start)
     via = _VIA[type(entry).__name__]
     local = via == "local"
@@ -95,9 +107,10 @@ def _node(name: str, entry: BaseNode, ssh_config: str | None, start: Path) -> No
         data=entry.data or (base.data if local else None),
         python=_python(entry.env) or (base.python if local else PythonEnv()),
         gpus=entry.gpus, agent_python=entry.agent_python or (base.agent_python if here else None),
-        share=entry.share, env_vars=dict(entry.env_vars), ssh_config=ssh_config,
+        share=entry.share, env_vars=dict(entry.env_vars), ssh_config=found.ssh_config,
         ssh_client="fabric" if local else entry.ssh.client, peers=getattr(entry, "peers", False),
-        partition=getattr(entry, "partition", None), sbatch=dict(getattr(entry, "sbatch", {})))
+        partition=getattr(entry, "partition", None), sbatch=dict(getattr(entry, "sbatch", {})),
+        notify=_told(found.notify if entry.notify is None else entry.notify))
 
 
 def _python(env: Environment | None) -> PythonEnv | None:

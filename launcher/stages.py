@@ -146,7 +146,7 @@ def _slurm(node: Node, options: dict[str, str | int | bool]) -> Slurm | None:
 def _common(spec: JobSpec, request: Request, node: Node) -> JobSpec:
     scheduled = node.via == "slurm"  # it says itself which GPUs a job gets
     return replace(
-        spec, name=request.name, python=node.python, share=node.share, resume=request.resume,
+        spec, name=request.name, python=node.python, notify=node.notify, share=node.share, resume=request.resume,
         gpu_choice=None if node.gpus == "auto" or scheduled else tuple(node.gpus),
         time_s=spec.time_s if request.time_s is None else request.time_s,
         grace_s=spec.grace_s if request.grace_s is None else request.grace_s)

@@ -221,7 +221,8 @@ def packed(code: Snapshot | None) -> BinaryIO:
 
 def secret_values(spec: JobSpec) -> dict[str, str]:
     """What this environment knows of a job's secrets. They stand in no file of the job."""
-    return {name: os.environ[name] for name in spec.secrets if os.environ.get(name)}
+    names = (*spec.secrets, *(tell.secret for tell in spec.notify if tell.secret))
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def new_id(stage: str) -> str:

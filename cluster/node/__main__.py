@@ -6,6 +6,7 @@
     supervise RUN_DIR --node the same of one of the other nodes of a job on several
     allocated RUN_DIR        the same inside a SLURM allocation, in the foreground; exit code 0: the job completed
     sbatch                       a request on stdin: hands jobs to SLURM (cluster/backends/slurm.py)
+    notify WORKDIR               tells what ended supervisors could not
     rank …                   becomes one rank below torchrun
 """
 from __future__ import annotations
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         case "sbatch":
             from cluster.backends import slurm
             return slurm.main()
+        case "notify":
+            from cluster.node import untold
+            return untold.main(Path(rest[0]))
         case "rank":
             from cluster.node import rank
             return rank.main(rest)

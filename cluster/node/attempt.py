@@ -361,6 +361,8 @@ class Attempt:
             self._next_look = now + LOOK_S
             self.watch.update()
             self._guard()
+            if self._place.teller:
+                self._place.teller.step()
         if now >= self._next_beat:
             self._sample_memory()
             for text in self._place.keep_lease() if self.says.begun else ():
@@ -379,6 +381,7 @@ class Attempt:
         self._guards.news.clear()
         for one in found:
             self.says.record(one)
+            self._place.tell(one.t)
             if one.policy == "checkpoint-and-stop" and self._asked is None:
                 self._ask(Stop(f"guard {one.rule}", "guard"))
             elif one.policy == "restart-with" and self._asked is None:

@@ -17,6 +17,7 @@ from cluster.spec import JobSpec
 if TYPE_CHECKING:
     from cluster.node.lease import Lease
     from cluster.node.leasing import Neighbours
+    from cluster.node.notify import Teller
 
 
 class Place:
@@ -30,6 +31,7 @@ class Place:
         self.control = Control(run)
         self.helpers: set[int] = set()  # children of the supervisor that are neither the job nor of one attempt
         self.lease: Lease | None = None  # from the first attempt to the last, unless the job is to have other GPUs
+        self.teller: Teller | None = None
         self._run, self._loop = run, loop
         self._ends_at: float | None = None  # time.monotonic
         self._lost: set[int] = set()  # GPUs, by index, whose lock another job has
@@ -57,6 +59,17 @@ class Place:
         aside = Aside(self._loop, function, *args)
         self.helpers.add(aside.pid)
         return aside
+
+    def tells(self, run: RunDir, spec: JobSpec) -> None:
+        """From now on people are told what becomes of the job, when somebody is to be told."""
+        if spec.notify and self.teller is None:
+            from cluster.node.notify import Teller  # most jobs tell nobody
+            self.teller = Teller(run, self._aside)
+
+    def tell(self, t: float) -> None:
+        """What happened at that time is in the journal."""
+        if self.teller:
+            self.teller.tell(t)
 
     def release(self) -> None:
         """Give the GPUs back."""

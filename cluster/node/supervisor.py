@@ -91,6 +91,7 @@ class Supervisor:
     def _read_spec(self) -> None:
         self._spec = JobSpec.from_json(self._run.spec.read_bytes())
         self._place.begin(self._spec, self._history.save_s)
+        self._place.tells(self._run, self._spec)
 
     def run_until_ended(self, by: str) -> int:
         completed = False
@@ -193,9 +194,11 @@ class Supervisor:
         if following.what == "end":  # who hears that it has ended may take its GPUs
             self._place.release()
         detail = "; ".join(text for text in (verdict.detail, following.why_end) if text)
+        now = time.time()
         attempt.says.record(AttemptEnded(
-            time.time(), verdict.reason, detail, outcome.exit_code, attempt.watch.now.step, outcome.checkpoint,
+            now, verdict.reason, detail, outcome.exit_code, attempt.watch.now.step, outcome.checkpoint,
             outcome.checkpoint_step, following.what, following.retry_at, outcome.survivors))
+        self._place.tell(now)
 
     def _follow(self, attempt: Attempt, outcome: Outcome, following: Next) -> str:
         """-> who starts the next attempt here; empty: nobody."""
@@ -225,6 +228,8 @@ class Supervisor:
                     return "restart"
                 return self._stop_waiting(attempt, outcome, request)
             attempt.beat_if_due()
+            if self._place.teller:
+                self._place.teller.step()
         return "policy"
 
     def _stop_waiting(self, attempt: Attempt, outcome: Outcome, request: Stop) -> str:
@@ -246,6 +251,8 @@ class Supervisor:
         self._read_spec()
 
     def _await_helpers(self) -> None:
+        if self._place.teller:
+            self._place.teller.finish(self._loop.wait, min(HELPERS_S, self._place.ending_s))
         until = time.monotonic() + HELPERS_S
         while time.monotonic() < until and not self._helpers <= self._loop.exits.keys():
             self._loop.wait(_TICK_S)

@@ -64,8 +64,9 @@ def status(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         if not (request.get("active_only") and view["state"] in ENDED_WORDS):
             jobs.append(view)
     fill_health(jobs)
-    return {"hostname": process.hostname(), "boot_id": process.boot_id(), "t": time.time(), "notes": go_on(jobs),
-            "jobs": jobs, "broken": broken, "unasked": next((view["unasked"] for view in jobs if view["unasked"]), "")}
+    return {"hostname": process.hostname(), "boot_id": process.boot_id(), "t": time.time(),
+            "notes": go_on(jobs) + _untold(request), "jobs": jobs, "broken": broken,
+            "unasked": next((view["unasked"] for view in jobs if view["unasked"]), "")}
 
 
 def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
@@ -93,6 +94,16 @@ def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
 def fill_health(views: Sequence[dict[str, Any]]) -> None:
     from cluster.node import doctor  # which reads views itself
     doctor.fill(views)
+
+
+def _untold(request: dict[str, Any]) -> list[str]:
+    if not request.get("workdir"):
+        return []  # a census asks, or a prune
+    workdir = Path(request["workdir"]).expanduser()
+    if not (workdir / ".launch" / "untold").is_dir():
+        return []
+    from cluster.node import untold
+    return untold.catch_up(workdir)
 
 
 def go_on(views: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,0 +1,91 @@
+"""What the supervisors of ended jobs could not tell: the next command that looks at this node has it told, detached."""
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from cluster.contract import RunDir
+from cluster.errors import ClusterError
+from cluster.events import AttemptEnded, Reason
+from cluster.journal import read_events
+from cluster.node import lines, notify, process
+from cluster.states import ENDED_WORDS
+
+_AGAIN_S = 60.0  # after it could not be told
+_FINISHING_S = 60.0  # a supervisor on another machine may still be telling it itself
+_TAIL = 4 << 10
+
+
+def catch_up(workdir: Path) -> list[str]:
+    """Begin to tell what is left -> words for a person about what could not be told so far. Costs a look at a
+    directory, and a process when something is left."""
+    left = [run for run in _marked(workdir) if not _supervised(run)]
+    failures = {run.path.name: said for run in left if (said := _last_failure(run))}
+    due = [run for run in left if time.time() - failures.get(run.path.name, (0.0, ""))[0] > _AGAIN_S]
+    if due:
+        subprocess.run(process.agent_command("notify", str(workdir)), stdin=subprocess.DEVNULL, check=False,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)
+    return [f"{name}: nobody could be told of it yet, it is tried again: {why}" for name, (_, why) in failures.items()]
+
+
+def main(workdir: Path) -> int:
+    """Tell all of it, once each, while the caller goes on -> 0."""
+    if os.fork():
+        os._exit(0)
+    lock = os.open(notify.marks(workdir), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for run in _marked(workdir):
+            if not _supervised(run):
+                _tell(run)
+    except BlockingIOError:  # it is being told
+        pass
+    finally:
+        os.close(lock)
+    return 0
+
+
+def _marked(workdir: Path) -> list[RunDir]:
+    found = [RunDir(workdir / "runs" / path.name) for path in sorted(notify.marks(workdir).iterdir())]
+    for run in found:
+        if not run.spec.exists():  # it was pruned, or has moved to another node
+            notify.unmark(run)
+    return [run for run in found if run.spec.exists()]
+
+
+def _supervised(run: RunDir) -> bool:
+    """Whether its supervisor may still tell it itself."""
+    attempts = run.attempts()
+    heard = process.heard(attempts[-1]) if attempts else None
+    if heard is not None:
+        return heard.alive
+    events, _ = read_events(run)
+    return not events or time.time() - events[-1].t < _FINISHING_S or not isinstance(events[-1], AttemptEnded)
+
+
+def _last_failure(run: RunDir) -> tuple[float, str] | None:
+    """(when, why) of the last try, when that failed."""
+    try:
+        last = lines.tail(run.notified, _TAIL)[-1:]
+    except FileNotFoundError:
+        return None
+    return next(((one["t"], one["problem"]) for one in last if not one["ok"]), None)
+
+
+def _tell(run: RunDir) -> None:
+    from cluster.node import view
+
+    try:
+        seen = view.read_view(run)
+        over = seen["state"] in ENDED_WORDS
+        events, _ = read_events(run)
+        told = bool(events) and isinstance(events[-1], AttemptEnded)
+        lost = AttemptEnded(seen["ended_at"] or time.time(), Reason(seen["reason"]), seen["detail"], None, seen["step"],
+                            None, seen["checkpoint_step"], "end", None) if over and not told else None
+        if not notify.deliver(str(run.path), lost=lost)["left"] and over:
+            notify.unmark(run)
+    except (ClusterError, view.BrokenRun, OSError, ValueError):  # the next command tries again
+        return
