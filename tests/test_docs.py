@@ -72,7 +72,7 @@ def test_the_commands_of_the_readme(testbed: Testbed, tmp_path: Path) -> None:
             said = lab.launch(*_as_here(argv, testbed, tmp_path))
             if argv[0] == "status":
                 assert "RUNNING" in said.stdout or "PENDING" in said.stdout
-        assert "trained with ['--config', 'a.yaml']" in lab.logs("x")
+        assert "trained with ['--config', 'b.yaml']" in lab.logs("x")
         restarted = lab.status("mouse")
         assert restarted["attempt"] == 1
         assert lab.status("old")["state"] == "RUNNING"
