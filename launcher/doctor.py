@@ -22,7 +22,7 @@ _SHOWS = {  # rule -> the first of these that the job wrote is drawn; else the l
     "overfitting": _VAL, "train-val-gap": _VAL, "views-collapsed": ("val/diversity",), "slower": ("it_s",),
 }
 _NOTHING_SEEN = ("nothing can be seen of its learning: it wrote no metrics.jsonl, and no rule below `progress:` of its "
-                 "stage file found a step in its output")
+                 "stage file found a step in its output (a command has none: docs/stages.md says how to write one)")
 
 
 @dataclass(frozen=True)
