@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import Refused
-from cluster.node import room
+from cluster.node import room, submit
 
 # what `quota --user --no-wrap --raw-grace` of Linux quota-tools 4.06 prints
 QUOTA = """Disk quotas for user alice (uid 2001):
@@ -56,3 +56,12 @@ def test_without_a_quota_it_is_the_file_system(quota: Path, tmp_path: Path, monk
 def test_the_mount_of_a_directory_is_found(tmp_path: Path) -> None:
     assert room._source(Path("/proc/self")) == "proc"
     assert room._source(tmp_path)
+
+
+def test_a_supervisor_that_could_not_write_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = tmp_path / "supervisor.err"
+    errors.write_text("what an earlier one said\n")
+    assert submit.last_words(errors) == "what an earlier one said"
+    full = os.statvfs_result([4096, 4096, 100, 0, 0, 100, 90, 90, 0, 255])
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    assert f"no space left on {tmp_path}" in submit.last_words(errors)
