@@ -29,6 +29,11 @@ __all__ = [
     "SshOptions", "StageFile", "check_node_name", "parse_duration",
 ]
 
+# What a guard may be named after: the rules of docs/doctor.md that can speak while a job runs.
+RULES = ("stalled", "non-finite", "updates-skipped", "at-chance", "loss-constant", "no-gradient", "lr-stuck", "lr-end",
+         "white-renders", "identity-copy", "views-collapsed", "embeddings-collapsed", "input-ignored",
+         "no-better-than-baseline", "overfitting", "train-val-gap", "slower", "nothing-trained")
+
 # By the name that a stage file gives as `schema:`.
 SCHEMAS: dict[str, type[Strict]] = {
     "phase1": Phase1Run, "phase2": Phase2Run, "phase3": Phase3Run, "reconstruct": ReconstructRun,
@@ -72,6 +77,16 @@ class ResumeGlob(Strict):
             raise ValueError("`arg`: must hold {path}, the place of the checkpoint's path")
 
 
+class RestartWith(Strict):
+    """`restart-with: {set: {training.optimizer.lr: 5e-6}}`: it goes on with other values, once per rule."""
+
+    set: dict[str, str | int | float | bool] = {}
+
+
+class RestartPolicy(Strict, rename="kebab"):
+    restart_with: RestartWith
+
+
 class StageFile(Strict):
     """configs/stages/NAME.yaml: what to run, with what, and how it resumes and shows its progress."""
 
@@ -94,6 +109,7 @@ class StageFile(Strict):
     grace_s: Weight | None = None  # null: 60 s, or three times the last measured save
     restart: Restart = Restart()
     resume: Literal["launch", "none"] | ResumeGlob = "none"
+    guards: dict[str, Literal["log", "notify", "checkpoint-and-stop"] | RestartPolicy] = {}  # by rule, or default
     progress: dict[str, str] = {}  # step, total, loss, … : a regular expression with one group
 
     def __post_init__(self) -> None:
@@ -108,6 +124,9 @@ class StageFile(Strict):
         for name in self.secrets:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"`secrets`: {name!r} is no name of an environment variable")
+        for name in self.guards:
+            if name not in ("default", *RULES):
+                raise ValueError(f"`guards`: no rule is called {name!r}; rules: default, {', '.join(RULES)}")
         for name, pattern in self.progress.items():
             _check_pattern(f"progress.{name}", pattern)
 

@@ -1,6 +1,7 @@
 """What to run: a stage file, a run file, the --set values and a node become a JobSpec and its config."""
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from dataclasses import dataclass, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.inventory import Node
-from cluster.spec import JobSpec, RestartPolicy, ResumeRule, Slurm
+from cluster.spec import Guard, JobSpec, RestartPolicy, ResumeRule, Slurm
 from launcher.errors import Wrong
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def _plan_stage(request: Request, node: Node) -> Plan:
         time_s=parse_duration(wanted.time) if wanted.time else None,
         grace_s=stage.spec.grace_s, resume_rule=_resume_rule(stage),
         restart=RestartPolicy(retries, retry.backoff_s, retry.backoff_max_s),
+        guards=_guards(stage, run, request),
         progress=dict(stage.spec.progress), preflight=None if request.no_check else stage.spec.schema)
     tree, only = code_of(stage, request.start)
     return Plan(_common(spec, request, node), stage, run, tree, only)
@@ -155,6 +157,25 @@ def _common(spec: JobSpec, request: Request, node: Node) -> JobSpec:
 def _resume_rule(stage: Stage) -> ResumeRule:
     rule = stage.spec.resume
     return ResumeRule(rule) if isinstance(rule, str) else ResumeRule("glob", rule.glob, rule.arg, rule.verify)
+
+
+def _guards(stage: Stage, run: Resolved, request: Request) -> tuple[Guard, ...]:
+    """Raises ConfigError for a value to restart with that the config does not take, Wrong for one that is no scalar."""
+    from configs.load import load_run, look_up
+
+    found = []
+    for rule, policy in stage.spec.guards.items():
+        if isinstance(policy, str):
+            found.append(Guard(rule, policy))
+            continue
+        for key in policy.restart_with.set:
+            if not isinstance(look_up(run.data, tuple(key.split("."))), str | int | float | bool):
+                raise Wrong(f"guards.{rule}: restart-with sets {key}, and its config has no such value",
+                            str(stage.source), "name a key of the run file, as for --set")
+        sets = [f"{key}={json.dumps(value)}" for key, value in policy.restart_with.set.items()]
+        load_run(stage, request.config, [*request.sets, *sets], request.start)
+        found.append(Guard(rule, "restart-with", dict(policy.restart_with.set)))
+    return tuple(found)
 
 
 # --- which code ---------------------------------------------------------------------------------------------
