@@ -16,11 +16,10 @@ from transformers import (
 from configs.clap import Clap1Run, TinyBase, TinyClap
 from jobs.clap_components import Frozen
 from jobs.data.clips import Clips
-from jobs.exchange import Exchange
 from jobs.loader import Draw
 from jobs.metrics import duration
+from jobs.pretraining import pretrain
 from jobs.runtime import StopFlag
-from jobs.schedule import cosine_lr
 from jobs.world import World, mixed_seed
 from models.clap2diffusion import Codec, Conditioning
 from models.mv_conditioning import training_target
@@ -29,8 +28,6 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,_-"  # what the tokenizer know
 _PROMPT_TOKENS = 12
 _HOP_S, _WINDOW, _BANDS = 0.016, 512, 16
 _CENTRED_ON = 128  # clips
-_WARMUP = 40
-_SAY_EVERY = 100  # steps
 
 
 def make_frozen(config: Clap1Run) -> Frozen:
@@ -93,34 +90,13 @@ def centre(conditioning: Conditioning, clips: Clips) -> None:
     conditioning.clap.audio_projection.linear2.bias -= raw.mean(0)
 
 
-def pretrain(unet: UNet2DConditionModel, conditioning: Conditioning, scheduler: DDIMScheduler, clips: Clips,
-             tiny: TinyBase, seed: int, world: World, stop: StopFlag, say: Callable[[str], None]) -> bool:
-    """Train `unet` in place from captions to pictures, alike on all ranks; False when they agreed to stop meanwhile.
-
-    A function of the seed, the ranks and the data: a restart makes the same one.
-    """
+def pretrain_base(unet: UNet2DConditionModel, conditioning: Conditioning, scheduler: DDIMScheduler, clips: Clips,
+                  tiny: TinyBase, seed: int, world: World, stop: StopFlag, say: Callable[[str], None]) -> bool:
+    """Train `unet` in place from captions to pictures, alike on all ranks; False when they agreed to stop meanwhile."""
     began = time.monotonic()
-    unet.train().requires_grad_(True)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=tiny.lr, weight_decay=0.0, fused=True)
-    exchange = Exchange(list(unet.parameters()), 1, 1, world)
-    for step in range(tiny.steps):
-        torch.manual_seed(mixed_seed("base", seed, step, world.rank))
-        exchange.clear()
-        loss = _loss(unet, conditioning, scheduler, clips, tiny.batch, world.device)
-        loss.backward()
-        exchange.put(0, [loss])
-        totals = exchange.total(stop.asked, False)
-        if totals.stop:
-            return False
-        exchange.clip(totals.norm, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_lr(step, tiny.steps, _WARMUP, tiny.lr)
-        optimizer.step()
-        if (step + 1) % _SAY_EVERY == 0:
-            say(f"base {step + 1}/{tiny.steps}  loss {totals.rows[0][0]:.4g}")
-    unet.eval().requires_grad_(False)
-    for parameter in unet.parameters():
-        parameter.grad = None
+    if not pretrain("base", unet, lambda: _loss(unet, conditioning, scheduler, clips, tiny.batch, world.device),
+                    tiny.steps, tiny.lr, seed, world, stop, say):
+        return False
     say(f"base model trained in {duration(time.monotonic() - began)}")
     return True
 

@@ -162,8 +162,8 @@ class Start:
         clap_made.centre(conditioning, clips)
         for network in (*frozen.networks.values(), conditioning.projector):
             network.to(world.device)
-        if not clap_made.pretrain(frozen.unet, conditioning, frozen.scheduler, clips, tiny.base, config.training.seed,
-                                  world, self._stop, metrics.say):
+        if not clap_made.pretrain_base(frozen.unet, conditioning, frozen.scheduler, clips, tiny.base,
+                                       config.training.seed, world, self._stop, metrics.say):
             metrics.write(0, "stopped")
             metrics.say("stopped as asked while the base model was trained; a restart begins anew")
             world.barrier()

@@ -10,17 +10,13 @@ from torch import Tensor
 
 from configs.phase1 import TinyVae
 from jobs.data.multiview import MultiView
-from jobs.exchange import Exchange
 from jobs.metrics import duration
+from jobs.pretraining import pretrain
 from jobs.runtime import JobError, StopFlag
-from jobs.schedule import cosine_lr
-from jobs.world import World, mixed_seed
+from jobs.world import World
 from models.losses import image_psnr
 
-
 _KL = 1e-6  # weight of the posterior's divergence from the normal distribution
-_WARMUP = 50
-_SAY_EVERY = 100  # steps
 _SCALE_OF = 64  # training samples whose latents set the scaling factor
 
 
@@ -38,26 +34,9 @@ def train_vae(vae: AutoencoderKL, sizes: TinyVae, train: MultiView, val: MultiVi
     below `sizes.min_psnr`. A function of the seed, the ranks and the data: a restart makes the same one.
     """
     began = time.monotonic()
-    vae.train().requires_grad_(True)
-    parameters = list(vae.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=sizes.lr, weight_decay=0.0, fused=True)
-    exchange = Exchange(parameters, 1, 1, world)
-    for step in range(sizes.train_steps):
-        torch.manual_seed(mixed_seed("vae", seed, step, world.rank))
-        exchange.clear()
-        loss = _loss(vae, _pictures(train, sizes.batch, world.device))
-        loss.backward()
-        exchange.put(0, [loss])
-        totals = exchange.total(stop.asked, False)
-        if totals.stop:
-            return False
-        exchange.clip(totals.norm, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = cosine_lr(step, sizes.train_steps, _WARMUP, sizes.lr)
-        optimizer.step()
-        if (step + 1) % _SAY_EVERY == 0:
-            say(f"vae {step + 1}/{sizes.train_steps}  loss {totals.rows[0][0]:.4g}")
-    vae.eval().requires_grad_(False)
+    if not pretrain("vae", vae, lambda: _loss(vae, _pictures(train, sizes.batch, world.device)), sizes.train_steps,
+                    sizes.lr, seed, world, stop, say):
+        return False
     vae.register_to_config(scaling_factor=world.value_from_main(_scaling(vae, train, world.device)))
     found = reconstruction_psnr(vae, val, world)
     say(f"vae trained in {duration(time.monotonic() - began)}: validation pictures come back with {found:.2f} dB")

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,7 +65,8 @@ def _gpus(table: dict[int, Proc]) -> tuple[list[dict[str, Any]], str]:
     if not gpus.has_driver():
         return [], ""
     questions: list[Callable[[], Any]] = [
-        lambda: gpus.list_gpus(GPUS_S), lambda: gpu_users.gpu_users(GPUS_S), _utilization]
+        lambda: gpus.list_gpus(GPUS_S), lambda: gpu_users.gpu_users(GPUS_S),
+        lambda: gpus.utilization(GPUS_S)]
     with ThreadPoolExecutor(len(questions)) as pool:
         (listed, wrong), (users, unknown), (busy, _) = pool.map(_or_why, questions)
     adopted, held = trees.adopted_pids(table), lease.holders() if listed else {}
@@ -85,19 +84,6 @@ def _or_why(question: Callable[[], T]) -> tuple[T | None, str]:
     except ClusterError as error:
         return None, error.what
 
-
-def _utilization() -> dict[str, int]:
-    """UUID -> per cent; of GPUs that say it."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return {}
-    try:
-        done = subprocess.run([program, "--query-gpu=uuid,utilization.gpu", "--format=csv,noheader,nounits"],
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=GPUS_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    rows = ([field.strip() for field in line.split(",")] for line in done.stdout.splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
 
 def _used(one: GpuUser, table: dict[int, Proc], adopted: dict[int, str]) -> dict[str, Any]:

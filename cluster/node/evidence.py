@@ -227,10 +227,11 @@ def _gpu_lines(uuids: Sequence[str], until: float) -> list[str]:
     from cluster.node import gpus
 
     try:
-        busy = gpus.utilisation(max(0.1, min(_GPUS_S, until - time.monotonic())))
+        busy = gpus.utilization(max(0.1, min(_GPUS_S, until - time.monotonic())))
     except ClusterError as error:
         return [f"GPUs: {error.what}"]
-    return ["\n".join(f"GPU {uuid}: {busy.get(uuid, 'utilisation unknown')}" for uuid in uuids)]
+    return ["\n".join(f"GPU {uuid}: {busy[uuid]} % busy" if uuid in busy else f"GPU {uuid}: utilization unknown"
+                      for uuid in uuids)]
 
 
 # --- words --------------------------------------------------------------------------------------------------

@@ -52,20 +52,22 @@ def list_gpus(timeout_s: float = NVIDIA_SMI_S) -> list[Gpu]:
     return sorted((_parse(line) for line in done.stdout.splitlines() if line.strip()), key=lambda gpu: gpu.index)
 
 
-def utilisation(timeout_s: float = NVIDIA_SMI_S) -> dict[str, str]:
-    """UUID -> what it does, in words for a person. Raises NodeFailure when nvidia-smi hangs."""
+def utilization(timeout_s: float = NVIDIA_SMI_S) -> dict[str, int]:
+    """UUID -> per cent of the time busy; of GPUs that say it. Raises NodeFailure when nvidia-smi hangs or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return {}
     import subprocess
 
     try:
-        done = subprocess.run([program, "--query-gpu=uuid,utilization.gpu,memory.used", "--format=csv,noheader"],
+        done = subprocess.run([program, "--query-gpu=uuid,utilization.gpu", "--format=csv,noheader,nounits"],
                               stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise NodeFailure(f"nvidia-smi did not answer in {timeout_s:g} s", hint="its driver may hang") from None
+    except OSError as error:
+        raise NodeFailure(f"{program}: {error.strerror}") from None
     rows = ([field.strip() for field in line.split(",")] for line in done.stdout.splitlines())
-    return {row[0]: f"{row[1]} busy, {row[2]} in use" for row in rows if len(row) == 3}
+    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
 
 def choose(gpus: Sequence[Gpu], wanted: int, allowed: Sequence[int] | None) -> tuple[Gpu, ...]:
