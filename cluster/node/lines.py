@@ -25,6 +25,14 @@ def progress(attempt: AttemptDir) -> dict[str, Any]:
             for key, value in found.items()}
 
 
+def is_done(attempt: AttemptDir) -> bool:
+    """Whether the program wrote its artifacts and said so."""
+    try:
+        return any(line.get("event") == "done" for line in tail(attempt.metrics, _LAST_LINES))
+    except FileNotFoundError:
+        return False
+
+
 def tail(path: Path, size: int = _TAIL) -> list[dict[str, Any]]:
     """The lines in the last `size` bytes of a metrics file that parse."""
     with open(path, "rb") as file:

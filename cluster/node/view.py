@@ -244,7 +244,8 @@ def _supervised(one: _Read) -> dict[str, Any]:
     checkpoint_step = _checkpoint_step(one.run, one.folded, one.events)
     beat = newest_heartbeat(one.run) or {}
     heard = _heard(one.run, one.attempts, one.folded)
-    status = _with_survivors(with_liveness(one.folded, heard, checkpoint_step), one.run, one.spec["token"])
+    status = _with_work_done(with_liveness(one.folded, heard, checkpoint_step), one.attempts)
+    status = _with_survivors(status, one.run, one.spec["token"])
     status, revivable = _with_its_nodes(one, status, beat)
     if isinstance(status, Pending | Restarting) and beat.get("waits"):
         status = Pending(status.since, status.attempt, beat["waits"])
@@ -352,6 +353,15 @@ def _await_last_heartbeat(attempts: list[AttemptDir], status: Status, local: boo
 def _latest_progress(attempts: list[AttemptDir], status: Status) -> dict[str, Any]:
     """Of a running attempt: its heartbeat is up to ten seconds older than its metrics."""
     return lines.progress(attempts[-1]) if attempts and isinstance(status, Running | Stopping) else {}
+
+
+def _with_work_done(status: Status, attempts: list[AttemptDir]) -> Status:
+    """Of a job that lost its supervisor or its node when all was written already: there is nothing to go on with."""
+    lost = isinstance(status, Failed | NodeFail) and status.reason in (Reason.SUPERVISOR_LOST, Reason.NODE_LOST)
+    if not lost or not attempts or not lines.is_done(attempts[-1]):
+        return status
+    return Completed(status.at, status.attempt, Reason.DONE, f"{status.reason.value} after its last word",
+                     status.checkpoint_step)
 
 
 def _with_survivors(status: Status, run: RunDir, token: str) -> Status:

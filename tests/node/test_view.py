@@ -59,3 +59,13 @@ def test_a_job_that_ended_just_now_is_told_with_its_last_heartbeat(tmp_path: Pat
     late.start()
     assert view_of(run)["step"] == 9
     late.join()
+
+
+def test_a_job_that_lost_its_supervisor_after_its_last_word_is_complete(tmp_path: Path) -> None:
+    lost = past_run(tmp_path, "phase3-aaaaaa", (STARTED, LAUNCHED))  # its heartbeat names a process that is no more
+    lost.attempt(0).metrics.write_text('{"t": 2.0, "step": 9, "total": 9}\n{"t": 3.0, "step": 9, "event": "checkpoint"}\n')
+    assert view_of(lost)["reason"] in ("supervisor lost", "node lost")
+    with open(lost.attempt(0).metrics, "a") as file:
+        file.write('{"t": 4.0, "step": 9, "event": "done"}\n')
+    view = view_of(lost)
+    assert (view["state"], view["reason"]) == ("COMPLETED", "done") and "after its last word" in view["detail"]
