@@ -482,10 +482,12 @@ class Attempt:
     def _facts(self, exit_code: int | None, oom_kills: int) -> Facts:
         first = self.dir.node * self.spec.ranks
         logs = {rank: last_bytes(self.dir.rank_log(rank)) for rank in range(first, first + self.spec.ranks)}
+        from cluster.node import room  # a start does without
+
         inside = logs[first] if "torch" in logs[first] else None  # a torchrun that a command started
         agent = last_bytes(self.dir.agent_log) if self.spec.kind == "torchrun" else inside
         code = -signal.SIGKILL if exit_code is None else exit_code
-        return Facts(code, self._ours, logs, agent, self.watch.now, oom_kills)
+        return Facts(code, self._ours, logs, agent, self.watch.now, oom_kills, room.is_full(self.dir.path))
 
     def _aside(self, function: Callable[..., Any], *args: Any) -> Aside:
         aside = Aside(self._loop, function, *args)

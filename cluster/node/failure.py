@@ -64,6 +64,7 @@ class Facts:
     agent: str | None = None  # end of torchrun's output, ours or one inside a command; None: there was none
     progress: Progress = field(default_factory=Progress)
     oom_kills: int = 0  # processes the kernel killed for memory while the attempt ran
+    disk_full: bool = False  # nothing more could be written into its run directory, its own words neither
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ def _classify(facts: Facts, first: First, words: Words | None) -> tuple[Reason, 
         return Reason.COMMUNICATION, detail
     if code < 0 and words is None:
         return _by_signal(facts, -code, _who(facts, first.rank))
+    if facts.disk_full and words is None:
+        return Reason.DISK_FULL, f"{detail.removesuffix(': ')}; no space left for its log"
     return Reason.ERROR, detail.removesuffix(": ")
 
 

@@ -50,6 +50,14 @@ def of(directory: Path) -> Room:
     return Room(size, inodes, quota=(size, inodes) != (free.bytes, free.inodes))
 
 
+def is_full(directory: Path) -> bool:
+    """Whether not a byte is left there; False also where nobody can say."""
+    try:
+        return not os.statvfs(directory).f_bavail
+    except OSError:
+        return False
+
+
 def _left_of_quota(directory: Path) -> Room | None:
     """None: there is no quota, or nobody to tell. Without a limit on one of the two, that is as good as endless."""
     program = shutil.which("quota")

@@ -371,7 +371,9 @@ def begun(attempt: AttemptDir) -> bool:
 
 
 def last_words(errors: Path) -> str:
+    from cluster.node import room  # hardly ever needed
+
     lines = errors.read_text(errors="replace").strip().splitlines()
-    if not os.statvfs(errors).f_bavail:  # so it could not say what is in the way, and what is there is older
+    if room.is_full(errors):  # so it could not say what is in the way, and what is there is older
         return f"no space left on {errors.parent}; free some and say it again"
     return lines[-1] if lines else "it said nothing"

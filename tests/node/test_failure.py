@@ -117,6 +117,8 @@ def trailer(root: int, root_code: int, other_code: int = -15) -> str:
     (Facts(1, logs={0: KILLED_LOADER}, oom_kills=1), Reason.HOST_OOM, "DataLoader worker", Retry.ALWAYS),
     (Facts(1, logs={0: KILLED_LOADER}), Reason.ERROR, "DataLoader worker", Retry.IF_PROGRESS),
     (Facts(1, logs={0: DISK}), Reason.DISK_FULL, "OSError: [Errno 28] No space left on device", Retry.NEVER),
+    (Facts(1, logs={0: ""}, disk_full=True), Reason.DISK_FULL, "no space left for its log", Retry.NEVER),
+    (Facts(1, logs={0: TEARDOWN}, disk_full=True), Reason.ERROR, "KeyError: 'image_4'", Retry.IF_PROGRESS),
     (Facts(1, logs={0: "cp: error writing 'x': No space left on device\n"}), Reason.DISK_FULL, "cp: error",
      Retry.NEVER),
     (Facts(-6, logs={0: NCCL, 1: ""}, agent=trailer(0, -6)), Reason.COMMUNICATION, "collective operation timeout",
