@@ -360,6 +360,8 @@ class Attempt:
         if now >= self._next_look:
             self._next_look = now + LOOK_S
             self.watch.update()
+            woken = True
+        if woken:  # also by a helper that has something to say: until it was heard the loop would not sleep
             self._guard()
             if self._place.teller:
                 self._place.teller.step()
