@@ -47,7 +47,7 @@ CONFIG = "training:\n  optimizer:\n    lr: 0.0001  # peak\n  steps: 1000\ndata: 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = "from cluster.node import guarding; guarding.FIRST_S = 0.2; guarding.PAUSE_S = 0.5; "
+    begin = "from cluster.node import guarding; guarding.FIRST_S = 0.2; guarding.PAUSE_S = 0.5; guarding.SHARE = 1; "
     monkeypatch.setattr(conftest, "SUPERVISE", begin + conftest.SUPERVISE)
 
 
@@ -62,7 +62,7 @@ def test_a_finding_is_an_event_once_and_changes_nothing_else(make_job: MakeJob, 
         file.write(json.dumps({"t": time.time(), "step": 151, "total": 1000, "loss": 2.7726, "applied": 151}) + "\n")
     assert job.supervisor is not None
     memory_mb = psutil.Process(job.supervisor.pid).memory_info().rss / 2**20
-    time_of_two_looks = time.monotonic() + 3.0
+    time_of_two_looks = time.monotonic() + 1.8
     wait_until(lambda: time.monotonic() > time_of_two_looks)
     assert job.state == "RUNNING" and fired(job) == [("at-chance", "error", "notify")] and memory_mb < 30
     assert job.stop().reason is Reason.KILLED
@@ -90,7 +90,7 @@ def test_a_guard_starts_the_job_anew_with_other_values(make_job: MakeJob, script
 def test_who_learns_hears_nothing(make_job: MakeJob, script: Callable[[str], str]) -> None:
     job = make_job("python", script(LEARNS), guards=(Guard("default", "checkpoint-and-stop"),)).start()
     wait_until(lambda: job.run.attempts() and job.attempt.metrics.exists())
-    two_looks = time.monotonic() + 3.0
+    two_looks = time.monotonic() + 1.8
     wait_until(lambda: time.monotonic() > two_looks)
     assert job.state == "RUNNING" and fired(job) == []
     job.stop()
