@@ -31,7 +31,7 @@ from .truth import Answer, Death, told, untrue
 SEED = int(os.environ.get("FAULT_SEED", "1"))
 COUNT = int(os.environ.get("FAULT_COUNT", "30"))
 REPAIRED_S, FOLLOWED_S = 300, 60
-STEPS, LINES = 200, 100  # of a training; of a command, one a second
+STEPS, LINES = 150, 100  # of a training; of a command, one a second
 EFFECT_S = 30  # what happens to a job so soon after a fault on its node is its effect
 SMI = ("#!/bin/sh\ncase $1 in --query-gpu=*) echo '0, GPU-0, 81559, 4, 550.54, NVIDIA H100'; "
        "echo '1, GPU-1, 81559, 4, 550.54, NVIDIA H100';; esac\n")
@@ -150,6 +150,7 @@ def test_an_untrue_answer_is_found(at: float, state: str, reason: str | None, at
 
 
 @pytest.mark.campaign
+@pytest.mark.timeout(900)
 def test_thirty_faults(lab: Lab, testbed: Testbed) -> None:
     nodes = NODES[:max(1, COUNT // 3)]
     plan, began = drawn(SEED, COUNT, nodes), time.monotonic()
