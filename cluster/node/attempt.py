@@ -482,10 +482,10 @@ class Attempt:
         return ending.stopped(asked, ending.how_it_stopped(now, outcome, self._ours, self._by_force))
 
     def _facts(self, exit_code: int | None, oom_kills: int) -> Facts:
-        first = self.dir.node * self.spec.ranks
-        logs = {rank: last_bytes(self.dir.rank_log(rank)) for rank in range(first, first + self.spec.ranks)}
         from cluster.node import room  # a start does without
 
+        first = self.dir.node * self.spec.ranks
+        logs = {rank: last_bytes(self.dir.rank_log(rank)) for rank in range(first, first + self.spec.ranks)}
         inside = logs[first] if "torch" in logs[first] else None  # a torchrun that a command started
         agent = last_bytes(self.dir.agent_log) if self.spec.kind == "torchrun" else inside
         code = -signal.SIGKILL if exit_code is None else exit_code
