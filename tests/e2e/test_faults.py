@@ -22,7 +22,9 @@ STATUS_S = 3.5
 STEPS_S = 10  # at most: each takes 0.1 s at least
 FAULT_S = {"link down": 30, "loss and delay": 30, "frozen node": 20, "SLURM's daemons stopped": 60, "/home full": 10,
            "scratch full": 20}
-SCRATCH = ("/tmp", "/scratch")  # a node's own; programs keep temporary files there
+HERE = Path(__file__).resolve()
+# A node's own; programs keep temporary files there. A checkout below /tmp would be hidden by another file system.
+SCRATCH = ("/scratch",) if HERE.is_relative_to("/tmp") else ("/tmp", "/scratch")
 
 
 @contextmanager
