@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,16 @@ def pulled_with_cuts(lab: Lab, testbed: Testbed, size: int, *at: int) -> dict:
     job, there = made(lab, size)
     part = lab.project / job / "artifacts" / "samples" / ".big.part"
     command, output, said = lab.command("pull", job, "--json"), lab.home / "pulled", lab.home / "said"
-    with open(output, "wb") as out, open(said, "wb") as err:
+    with open(output, "wb") as out, open(said, "wb") as err, ExitStack() as stack:
         client = subprocess.Popen(command.argv, cwd=command.cwd, env=command.env, stdin=subprocess.DEVNULL, stdout=out,
                                   stderr=err)
-    for mark in at:
-        wait_until(lambda mark=mark: part.exists() and part.stat().st_size >= mark, 120, f"{mark} bytes are here")
-        cut(testbed, lab.node)
-        assert part.stat().st_size < size, "it was over before the link was cut"
-    assert client.wait(300) == 0, said.read_text()
+        stack.callback(client.wait)
+        stack.callback(client.kill)
+        for mark in at:
+            wait_until(lambda mark=mark: part.exists() and part.stat().st_size >= mark, 120, f"{mark} bytes are here")
+            cut(testbed, lab.node)
+            assert part.exists(), "it was over before the link was cut"
+        assert client.wait(300) == 0, said.read_text()
     assert said.read_text().count("the link is lost") == len(at)
     for name in ("big", "a b"):
         assert sha256_file(there / name) == sha256_file(part.with_name(name))
@@ -52,9 +55,9 @@ def pulled_with_cuts(lab: Lab, testbed: Testbed, size: int, *at: int) -> dict:
 
 
 def test_a_cut_on_the_way(lab: Lab, testbed: Testbed) -> None:
-    with testbed.slow_link(lab.node, delay_ms=60):
-        told = pulled_with_cuts(lab, testbed, 3 * MB, 200_000)
-    assert told["fetched_bytes"] == told["bytes"] == 3 * MB + 6 and not told["problems"]
+    with testbed.slow_link(lab.node, delay_ms=120):  # so that it lasts for seconds
+        told = pulled_with_cuts(lab, testbed, 12 * MB, 200_000)
+    assert told["fetched_bytes"] == told["bytes"] == 12 * MB + 6 and not told["problems"]
 
 
 @pytest.mark.campaign

@@ -247,7 +247,7 @@ def _launch() -> str:
 def test_secrets_go_to_the_job_and_into_no_file_and_no_command_line(person: Person) -> None:
     """Also not of the supervisor and its helpers: the job itself looks at every command line there is."""
     stage = person.at / "configs" / "stages" / "tick.yaml"
-    look = r"""awk 'index($0, ENVIRON["MOUSE_KEY"]) {n++} END {print n + 0}' /proc/[0-9]*/cmdline 2>/dev/null"""
+    look = r"""cat /proc/[0-9]*/cmdline 2>/dev/null | awk 'index($0, ENVIRON["MOUSE_KEY"]) {n++} END {print n + 0}'"""
     (person.at / "look.sh").write_text(f"echo $MOUSE_KEY | wc -c\n{look}\n")
     counts = "command: [sh, look.sh]\nsecrets: [MOUSE_KEY]"
     text = stage.read_text().replace("python: tick.py", counts).replace("default_config: quick\n", "")
