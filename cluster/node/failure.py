@@ -91,7 +91,7 @@ def judge(facts: Facts) -> Verdict:
 
 def _judge_exit_0(facts: Facts) -> Verdict:
     now = facts.progress
-    if not facts.ours or now.complete:
+    if not facts.ours or now.complete or now.done:  # validation may end a run before its last step
         return Verdict(Reason.DONE, "" if now.step is None else f"step {now.step}")
     if now.stopped is not None:
         detail = f"it was told to stop at step {now.stopped}, not by launch"

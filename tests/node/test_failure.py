@@ -138,6 +138,7 @@ def trailer(root: int, root_code: int, other_code: int = -15) -> str:
     (Facts(0, logs={0: ""}), Reason.DONE, "", Retry.NEVER),
     (Facts(0, True, {0: ""}, progress=Progress(step=9, total=9)), Reason.DONE, "step 9", Retry.NEVER),
     (Facts(0, True, {0: ""}, progress=Progress(step=5, total=9)), Reason.BAD_EXIT, "step 5 of 9", Retry.NEVER),
+    (Facts(0, True, {0: ""}, progress=Progress(step=4, total=9, done=True)), Reason.DONE, "step 4", Retry.NEVER),
     (Facts(1, True, {0: LOST_PEER}, progress=Progress(step=9, total=9, done=True)), Reason.DONE, "exit code 1",
      Retry.NEVER),
     (Facts(0, True, {0: ""}, progress=Progress(step=9, total=9, stopped=9)), Reason.SIGNAL, "step 9", Retry.ALWAYS),
