@@ -123,11 +123,12 @@ class ClapStage(Stage):
 def save_lora(unet: UNet2DConditionModel, directory: Path) -> None:
     """pytorch_lora_weights.safetensors, as `pipeline.load_lora_weights(directory)` of plain diffusers reads it. Rank
     and alpha stand in its metadata: without alpha the LoRA would be as strong as alpha = rank."""
-    from diffusers import StableDiffusionPipeline
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from peft import get_peft_model_state_dict
 
-    StableDiffusionPipeline.save_lora_weights(directory, unet_lora_layers=get_peft_model_state_dict(unet),
-                                              unet_lora_adapter_metadata=unet.peft_config["default"].to_dict())
+    StableDiffusionLoraLoaderMixin.save_lora_weights(
+        directory, unet_lora_layers=get_peft_model_state_dict(unet),
+        unet_lora_adapter_metadata=unet.peft_config["default"].to_dict())
 
 
 class Chances:
