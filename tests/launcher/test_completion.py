@@ -137,7 +137,7 @@ class Terminal:
         """Type a line and Tab, then `echo` before it; what that prints."""
         self._number += 1
         os.write(self._own, f"{line}\t".encode())
-        os.write(self._own, b"\x05 end" + str(self._number).encode() + b"\x01echo begin\r")
+        os.write(self._own, b"\x05 end" + str(self._number).encode() + b"\x01echo be''gin\r")  # not as it is typed
         return self._until(f" end{self._number}\r\n", after="begin")
 
     def _until(self, text: str, after: str = "") -> str:
