@@ -64,6 +64,7 @@ class Person:
     followers: list[tuple[str, Started]] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     restarts: dict[str, Future[None]] = field(default_factory=dict)  # under way
+    never_again: set[str] = field(default_factory=set)  # by themselves: a command has no restarts unless it is given some
     surprises: list[str] = field(default_factory=list)  # endings that no fault explains
 
     def submit(self, nodes: Sequence[str]) -> None:
@@ -72,11 +73,14 @@ class Person:
             ranks = ["--set", f"resources.procs={2 if number < 2 else 1}"]
             self._take(node, f"train-{node}", "tiny", "--set", "pace_s=0.4", "--set", f"steps={STEPS}", *ranks)
             again = ["--max-restarts", "3"] if number % 2 else []
-            self._take(node, f"count-{node}", "--gpus", "1", *again, "--", "sh", "-c", count)
+            job = self._take(node, f"count-{node}", "--gpus", "1", *again, "--", "sh", "-c", count)
+            if not again:
+                self.never_again.add(job)
 
-    def _take(self, node: str, name: str, *what: str) -> None:
+    def _take(self, node: str, name: str, *what: str) -> str:
         job = self.lab.submit("--node", node, "--name", name, *what)
         self.jobs[job], self.names[job] = (node, RunDir(self.lab.seen_here(self.lab.run_dir(job)))), name
+        return job
 
     @property
     def commands(self) -> list[str]:
@@ -93,7 +97,8 @@ class Person:
         self.answers += [Answer(asked, time.time(), view) for view in views]
         for view in views:
             job, state = view["id"], view["state"]
-            goes_on = view["reason"] == NODE_LOST and "given up" not in view["detail"]  # this or the next command saw to it
+            revived = view["reason"] == NODE_LOST and "given up" not in view["detail"]
+            goes_on = revived and job not in self.never_again  # this or the next command saw to it
             if state in ENDED - {"COMPLETED"} and not goes_on and job not in self.restarts:
                 self.restarts[job] = pool.submit(self._restart, job, view["reason"])
             elif job in self.restarts and self.restarts[job].done():
