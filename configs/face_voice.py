@@ -1,13 +1,13 @@
 """The run files of face-voice: matching faces and voices; and of face-voice-eval."""
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from configs.fields import (
     Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Text, Weight,
+    check_pattern,
 )
 from configs.phase3 import Wandb
 
@@ -42,16 +42,7 @@ class Source(Strict):
             missing = "voices" if self.voices is None else "faces"
             raise ValueError(f"`{missing}`: faces and voices are given together")
         if self.identity is not None:
-            _check_pattern(self.identity)
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ValueError(f"`identity`: no regular expression: {error}") from None
-    if groups != 1:
-        raise ValueError(f"`identity`: needs exactly one group ( ) around who it is, here: {groups}")
+            check_pattern("identity", self.identity, "who it is")
 
 
 class Split(Strict):

@@ -91,3 +91,13 @@ class ResourcesOverride(Strict):
     def __post_init__(self) -> None:
         check_duration("time", self.time)
         check_sbatch(self.sbatch)
+
+
+def check_pattern(key: str, pattern: str, around: str = "the number") -> None:
+    """Raises ValueError: not a regular expression with exactly one group around what it is to find."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"`{key}`: no regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(f"`{key}`: needs exactly one group ( ) around {around}, here: {groups}")

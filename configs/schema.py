@@ -15,7 +15,8 @@ from msgspec import NODEFAULT, Meta
 from msgspec.structs import fields
 
 from configs.fields import (
-    Count, Resources, ResourcesOverride, Sbatch, Strict, Text, Weight, check_sbatch, parse_duration)
+    Count, Resources, ResourcesOverride, Sbatch, Strict, Text, Weight, check_pattern, check_sbatch,
+    parse_duration)
 from configs.clap import Clap1Run, Clap2Run, Clap3Run, ClapEvaluateRun, ClapGenerateRun
 from configs.face_voice import FaceVoiceEvalRun, FaceVoiceRun
 from configs.phase1 import Phase1Run
@@ -44,15 +45,6 @@ SCHEMAS: dict[str, type[Strict]] = {
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 Secret = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 _NODE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-
-def _check_pattern(key: str, pattern: str) -> None:
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        raise ValueError(f"`{key}`: no regular expression: {error}") from None
-    if groups != 1:
-        raise ValueError(f"`{key}`: needs exactly one group ( ) around the number, here: {groups}")
 
 
 # --- stage files ------------------------------------------------------------------------------------------
@@ -128,7 +120,7 @@ class StageFile(Strict):
             if name not in ("default", *RULES):
                 raise ValueError(f"`guards`: no rule is called {name!r}; rules: default, {', '.join(RULES)}")
         for name, pattern in self.progress.items():
-            _check_pattern(f"progress.{name}", pattern)
+            check_pattern(f"progress.{name}", pattern)
 
     def _check_pipeline(self) -> None:
         """What its stages say themselves has no place beside them."""

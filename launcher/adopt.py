@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,16 +67,16 @@ def _adopted(answer: dict[str, Any], node: str) -> Adopted:
 
 def _progress(rules: Sequence[str]) -> dict[str, str]:
     """`step=RE` … as a dictionary. Raises Wrong."""
+    from configs.fields import check_pattern  # most programs are adopted without rules
+
     found: dict[str, str] = {}
     for rule in rules:
         name, _, text = rule.partition("=")
         if name not in _RULES:
             raise Wrong(f"--progress {rule!r}: begins with one of {', '.join(f'{one}=' for one in _RULES)}")
         try:
-            groups = re.compile(text).groups
-        except re.error as error:
-            raise Wrong(f"--progress {name}: no regular expression: {error}") from None
-        if groups != 1:
-            raise Wrong(f"--progress {name}: needs exactly one group ( ) around the number, here: {groups}")
+            check_pattern(f"--progress {name}", text)
+        except ValueError as error:
+            raise Wrong(str(error)) from None
         found[name] = text
     return found

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.contract import (
-    AttemptDir, BadCheckpoint, RunDir, list_checkpoints, merged_metrics, parse_checkpoint_name,
+    AttemptDir, BadCheckpoint, RunDir, list_checkpoints, parse_checkpoint_name,
     read_json_lines, read_manifest)
 from cluster.errors import NodeFailure, Unusable
-from cluster.events import AttemptEnded, AttemptStarted, Event, Launched, Reason, encode
+from cluster.events import AttemptEnded, AttemptStarted, Event, Launched, Reason
 from cluster.journal import read_events
 from cluster.node import lines, measured, process
 from cluster.spec import SPEC_VERSION
@@ -69,28 +69,6 @@ def status(request: dict[str, Any], _payload: object) -> dict[str, Any]:
             "unasked": next((view["unasked"] for view in jobs if view["unasked"]), "")}
 
 
-def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
-    """Everything known about one job."""
-    from cluster.node import past, worktree  # runs git; a status must not pay for that
-    run = RunDir(Path(request["run_dir"]))
-    view = read_view(run)
-    fill_health([view])
-    go_on([view])
-    events, skipped = read_events(run)
-    config = run.attempt(view["attempt"] or 0).config
-    return {
-        "view": view,
-        "spec": None if view["by_hand"] else json.loads(run.spec.read_bytes()),
-        "config": _text(config) or _text(run.config),
-        "inputs": _inputs(run.attempt(view["attempt"] or 0)),
-        "attempts": [past.attempt_facts(attempt) for attempt in run.attempts()],
-        "events": [encode(event) for event in events] + _releases(run),
-        "skipped_lines": skipped,
-        "code": worktree.recorded(run),
-        "checkpoints": [past.checkpoint_facts(path) for path in list_checkpoints(run.checkpoints)],
-    }
-
-
 def fill_health(views: Sequence[dict[str, Any]]) -> None:
     from cluster.node import doctor  # which reads views itself
     doctor.fill(views)
@@ -112,31 +90,6 @@ def go_on(views: Sequence[dict[str, Any]]) -> list[str]:
         return []
     from cluster.node import release
     return release.go_on(views)
-
-
-def _releases(run: RunDir) -> list[dict[str, Any]]:
-    if not run.releases.exists():
-        return []
-    from cluster.node import release
-    return release.notes(run)
-
-
-def _inputs(attempt: AttemptDir) -> list[dict[str, Any]]:
-    """What it took over from other jobs."""
-    try:
-        return json.loads(attempt.inputs.read_bytes())
-    except (OSError, ValueError):
-        return []
-
-
-def metrics(request: dict[str, Any], _payload: object) -> dict[str, Any]:
-    """The merged metrics of all attempts; with `keys` only those, and only lines that have one of them."""
-    lines = merged_metrics(RunDir(Path(request["run_dir"])))
-    if keys := request.get("keys"):
-        wanted = [key for key in keys if key not in ("t", "step")]
-        lines = [{key: line[key] for key in ("t", "step", *wanted) if key in line} for line in lines
-                 if any(key in line for key in wanted)]
-    return {"lines": lines}
 
 
 def read_view(run: RunDir, ask: Ask | None = None) -> dict[str, Any]:
@@ -443,7 +396,7 @@ def _by_hand(run: RunDir) -> dict[str, Any]:
 
 def _by_hand_status(attempt: int, last: dict[str, Any], written: float) -> Status:
     whole = last.get("total") is not None and last.get("step") == last.get("total")
-    if whole or last.get("event") == "stopped":
+    if whole or last.get("event") in ("stopped", "done"):
         return Completed(written, attempt, Reason.DONE, "started by hand")
     if time.time() - written > BY_HAND_QUIET_S:
         return Failed(written, attempt, Reason.BAD_EXIT, "started by hand; nothing written since then")
@@ -460,10 +413,3 @@ def _asked_for(request: dict[str, Any]) -> list[Path]:
             return sorted(Path(entry.path) for entry in visible if entry.is_dir())
     except FileNotFoundError:
         return []
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None

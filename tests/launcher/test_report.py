@@ -17,7 +17,7 @@ from launcher.doctor import Diagnosis
 from launcher.plots import Scale
 from launcher.report import POINTS, Picture, Report, choose
 from launcher.report_page import grouped, page
-from tests.browser import browser, program
+from tests.browser import browser
 from tests.launcher.conftest import Person
 from tests.launcher.test_views import JOB
 from tests.node.test_rules import skipping
@@ -106,7 +106,6 @@ def test_a_report_of_a_run_as_a_person_gets_it(person: Person) -> None:
 
 
 @pytest.mark.campaign
-@pytest.mark.skipif(program() is None, reason="needs chromium: .ci/packages browser")
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     """Light and dark, loaded within a second, nothing asked of the network, read off with the keyboard alone."""
     path = tmp_path / "report.html"

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.contract import RunDir
 from cluster.errors import Refused
-from cluster.node import release, resubmit, view
+from cluster.node import details, release, resubmit, view
 from cluster.node.control import Restart
 from tests.slurm.fake import FakeSlurm
 from tests.slurm.recorded import Answer
@@ -54,7 +54,7 @@ def test_it_goes_on_three_times_not_at_once_and_then_waits_for_a_person(fake_slu
     resubmit.resubmit(job, last["jobs"][0], job.attempt(0), Restart("me@here"), ["python"])
     later(job)
     assert asked(job)["notes"] and released(fake_slurm) == ["7"] * 5
-    told = [one["text"] for one in view.show({"run_dir": str(job.path)}, None)["events"]]
+    told = [one["text"] for one in details.show({"run_dir": str(job.path)}, None)["events"]]
     assert len(told) == 5 and told[3].endswith("released by me@here")
 
 

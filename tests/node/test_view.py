@@ -69,3 +69,10 @@ def test_a_job_that_lost_its_supervisor_after_its_last_word_is_complete(tmp_path
         file.write('{"t": 4.0, "step": 9, "event": "done"}\n')
     view = view_of(lost)
     assert (view["state"], view["reason"]) == ("COMPLETED", "done") and "after its last word" in view["detail"]
+
+
+def test_a_run_by_hand_that_validation_ended_is_complete(tmp_path: Path) -> None:
+    attempt = RunDir(tmp_path / "clap3-by-hand-1").attempt(0)
+    attempt.path.mkdir(parents=True)
+    attempt.metrics.write_text('{"t": 2.0, "step": 4, "total": 9}\n{"t": 3.0, "step": 4, "total": 9, "event": "done"}\n')
+    assert view_of(RunDir(tmp_path / "clap3-by-hand-1"))["state"] == "COMPLETED"
