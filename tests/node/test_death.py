@@ -99,6 +99,8 @@ def test_a_real_torchrun_through_stop_death_and_resume(make_job: MakeJob, script
     saved = job.endings[0]
     assert saved.reason is Reason.SIGNAL and saved.next == "retry" and saved.checkpoint_step
     assert saved.checkpoint == checkpoint_name(saved.checkpoint_step, 0)
+    # Both ranks have taken a step, so both catch the signal.
+    wait_until(lambda: job.attempt.metrics.exists() and job.attempt.metrics.read_text().count("loss") > 3, 20)
     job.says(f"from {saved.checkpoint_step}", rank=1)
 
     status = job.stop(grace_s=20)  # SIGTERM to the ranks: an agreed step, a checkpoint, the ending says both
