@@ -103,12 +103,11 @@ def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = A
         from launcher import team
 
         fresh += team.told_by_others(blind, start, max(MEND_S, until - time.monotonic()))
-    if any(job.view.get("missing") or job.view.get("revivable") for job in fresh):
+    revived = {run_dir for answer in answered.values() for run_dir in answer.get("revived", ())}
+    if any(job.view.get("missing") or job.run_dir in revived for job in fresh):
         from launcher import team  # most jobs run on one machine that was not restarted
 
-        told, fresh = team.mend(fresh, start, max(MEND_S, until - time.monotonic()))
-        result.notes += told
-        result.ended = [job for job in fresh if job.ended and job.key in {one.key for one in result.ended}]
+        result.notes += team.rejoin(fresh, revived, start, max(MEND_S, until - time.monotonic()))
     if fresh:
         index.put_all(fresh)  # at once: fifty commits would take longer than fifty questions
     for name, answer in answered.items():
@@ -161,6 +160,10 @@ def _question(
         run_dirs = [job.run_dir for job in jobs] + [one["run_dir"] for _, one in found if one["run_dir"]]
         if run_dirs:
             answer = backend.status(run_dirs)
+            if any(view.get("revivable") for view in answer["jobs"]):
+                from launcher import team  # while other machines are still being asked
+
+                answer = team.revived(backend, answer)
         return {**answer, "found": found}
 
     return ask

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import Unreachable
+from cluster.backends.base import Backend
+from cluster.errors import ClusterError, Unreachable
 from cluster.inventory import Node
 from cluster.spec import JobSpec
 from launcher import reconcile, ways
@@ -19,7 +20,6 @@ from launcher.index import Job
 from launcher.jobs import from_view
 
 JOIN_S = 60.0
-REVIVE_S = 20.0
 
 
 def checked(spec: JobSpec, first: Node, others: Sequence[Node]) -> JobSpec:
@@ -61,18 +61,25 @@ def join(others: Sequence[Node], run_dir: str) -> None:
             raise answer
 
 
-def mend(jobs: Sequence[Job], start: Path, timeout_s: float) -> tuple[list[str], list[Job]]:
-    """Bring back who is missing, and go on with jobs whose machine was restarted.
+def revived(backend: Backend, answer: dict[str, Any]) -> dict[str, Any]:
+    """Go on with the jobs whose machine was restarted -> its answer about all of them, as they are now.
 
-    -> what a person should know about it, and what is known of the jobs now. A machine that is still off says nothing.
+    `revived`: their run directories; `notes`: what a person should know about it as well.
     """
-    revivable = {job.key: job for job in jobs if job.view.get("revivable")}
-    answers: dict[str, Any] = reconcile.ask_all(
-        {key: lambda job=job: _revive(job, start) for key, job in revivable.items()}, REVIVE_S)
-    notes = [f"{job.id}: {answers[key]}" if isinstance(answers[key], Exception) else
-             f"{job.id}: {job.node} was restarted; the job goes on" for key, job in revivable.items()]
-    now = [answers[job.key] if isinstance(answers.get(job.key), Job) else job for job in jobs]
-    return [*notes, *_rejoin(now, revivable, start, timeout_s)], now
+    back, notes = [], []
+    for view in answer["jobs"]:
+        if not view.get("revivable"):
+            continue
+        try:
+            backend.revive(view["run_dir"])
+        except ClusterError as error:
+            notes.append(f"{view['id']}: {error}")
+        else:
+            back.append(view["run_dir"])
+            notes.append(f"it was restarted; {view['id']} goes on")
+    now = {view["run_dir"]: view for view in backend.status(back)["jobs"]} if back else {}
+    jobs = [now.get(view["run_dir"], view) for view in answer["jobs"]]
+    return {**answer, "jobs": jobs, "revived": back, "notes": [*answer.get("notes", ()), *notes]}
 
 
 def told_by_others(jobs: Sequence[Job], start: Path, timeout_s: float) -> list[Job]:
@@ -91,24 +98,17 @@ def told_by_others(jobs: Sequence[Job], start: Path, timeout_s: float) -> list[J
     return list(found.values())
 
 
-def _revive(job: Job, start: Path) -> Job:
-    """Its machine has just answered, so this may take its time."""
-    from launcher.nodes import node_named
+def rejoin(jobs: Sequence[Job], revived: Container[str], start: Path, timeout_s: float) -> list[str]:
+    """Bring back the machines that are missing, and all others of the jobs that were `revived` (run directories).
 
-    backend = reconcile.backend_of(node_named(job.node, start))
-    backend.revive(job.run_dir)
-    views = backend.status([job.run_dir])["jobs"]
-    return from_view(views[0], job.node, job.asked_at) if views else job
-
-
-def _rejoin(jobs: Sequence[Job], revived: Container[str], start: Path, timeout_s: float) -> list[str]:
-    """One that is still off says nothing; the next command tries again."""
+    -> what a person should know about it. One that is still off says nothing; the next command tries again.
+    """
     from launcher.nodes import node_named
 
     questions: dict[str, Callable[[], dict[str, Any]]] = {}
     for job in jobs:
         hosts = list(job.view.get("hosts") or ())
-        missing = hosts[1:] if job.key in revived else job.view.get("missing") or ()
+        missing = hosts[1:] if job.run_dir in revived else job.view.get("missing") or ()
         for number, name in enumerate(hosts):
             if name in missing:  # those of a cluster have no hosts: its scheduler brings them back
                 questions[f"{job.id}: {name}"] = lambda job=job, name=name, number=number: _join(

@@ -178,8 +178,10 @@ def test_thirty_faults(lab: Lab, testbed: Testbed) -> None:
                 over.set()
                 person.end_followers()
         print(table(luck))
-        slowest = sorted((answer.answered - answer.asked for answer in person.answers), reverse=True)
-        print(f"{len(person.answers)} answers of status, slowest {slowest[0]:.1f} s (wanted {STATUS_S}); "
+        took = {answer.asked: answer.answered - answer.asked for answer in person.answers}
+        slowest = sorted(took.values(), reverse=True)
+        print(f"{len(slowest)} looks with status, median {slowest[len(slowest) // 2]:.1f} s, slowest "
+              f"{', '.join(f'{seconds:.1f}' for seconds in slowest[:5])} s (wanted {STATUS_S}); "
               f"{time.monotonic() - began:.0f} s in all")
         assert slowest[0] < 5 * STATUS_S
         check_truth(person, luck)
@@ -212,7 +214,8 @@ def check_logs(person: Person) -> None:
     """Whoever followed had every byte once, as far as it came."""
     for job in person.commands:
         run = person.jobs[job][1]
-        written = b"".join(attempt.rank_log(0).read_bytes() for attempt in run.attempts() if attempt.logs.exists())
+        logs = [attempt.rank_log(0) for attempt in run.attempts()]
+        written = b"".join(log.read_bytes() for log in logs if log.exists())  # no room for a log: it never began
         read = [started.output.read_bytes() for one, started in person.followers if one == job]
         for one in read:
             assert written.startswith(one), f"{person.names[job]}: {len(one)} bytes were followed, not these"

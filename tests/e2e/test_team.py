@@ -144,7 +144,7 @@ def test_the_first_node_is_cut_off(lab: Lab, testbed: Testbed) -> None:
         assert users(testbed, "gpu02"), "its supervisor waits for gpu01"
         wait_until(lambda: lab.status(job)["detail"].startswith("waits for gpu01 (lost "), 20, "gpu02 tells of it")
         assert lab.status(job)["state"] == "PENDING"
-    assert "gpu01 was restarted; the job goes on" in lab.launch("status", job).stderr
+    assert f"gpu01: it was restarted; {job} goes on" in lab.launch("status", job).stderr
     lab.launch("wait", job, timeout_s=150)
     assert [step for step, _ in curve(run)] == list(range(1, 61))
     wait_until(lambda: not users(testbed, "gpu01", "gpu02"), 10, "no process left")
@@ -193,7 +193,7 @@ def test_a_rebooted_node_goes_on_with_its_job(lab: Lab, testbed: Testbed) -> Non
     with testbed.power_cut("gpu05"):
         pass
     said = lab.launch("status", job)
-    assert "gpu05 was restarted; the job goes on" in said.stderr
+    assert f"gpu05: it was restarted; {job} goes on" in said.stderr
     lab.launch("wait", job, timeout_s=90)
     assert [step for step, _ in curve(run)] == list(range(1, 61))
 
@@ -207,7 +207,7 @@ def test_a_node_that_was_shut_down_in_order(lab: Lab, testbed: Testbed) -> None:
     wait_until(lambda: not users(testbed, "gpu05"), 30, "it has saved and ended")
     with testbed.power_cut("gpu05"):
         pass
-    assert "gpu05 was restarted; the job goes on" in lab.launch("status", job).stderr
+    assert f"gpu05: it was restarted; {job} goes on" in lab.launch("status", job).stderr
     lab.launch("wait", job, timeout_s=90)
     assert [step for step, _ in curve(run)] == list(range(1, 61))
 

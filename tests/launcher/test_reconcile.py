@@ -70,8 +70,8 @@ def test_machines_that_no_cluster_file_names_do_not_spoil_a_status(tmp_path: Pat
     jobs = [Job(f"t-{one}", one, None, "local", f"/w/runs/{one}", False, 1.0, 1.0, view(one, "local") | more)
             for one, more in (("a", {"missing": ["node 1"], "hosts": []}),
                               ("b", {"missing": ["gpu77"], "hosts": ["local", "gpu77"]}))]
-    notes, now = team.mend(jobs, tmp_path, 5.0)
-    assert now == jobs and len(notes) == 1 and "b: gpu77" in notes[0] and "no such node" in notes[0]
+    notes = team.rejoin(jobs, (), tmp_path, 5.0)
+    assert len(notes) == 1 and "b: gpu77" in notes[0] and "no such node" in notes[0]
 
 
 def test_a_job_seen_by_two_nodes_belongs_to_the_one_it_was_submitted_to() -> None:
