@@ -32,7 +32,7 @@ demo: install data/demo/data_train.txt
 
 test: install
 	.ci/packages testbed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest --cache-clear -n $(WORKERS) --dist worksteal || $(BIN)/python -m tests.alone $$?
 
 campaign: install
 	.ci/packages testbed
