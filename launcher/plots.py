@@ -19,21 +19,31 @@ _LINEAR = ("lr",)  # but for these: the shape of a schedule is known
 
 def terminal(title: str, curve: Curve, width: int, rows: int,
              marked: tuple[int | None, int | None] = (None, None)) -> str:
-    """`title` over a plot of `rows` lines, its steps below; `marked` are the steps of a finding, drawn as a bar."""
-    low, high = _range([one[2] for one in curve])
-    labels = [number(high, 3), *[""] * (rows - 2), number(low, 3)]
+    """`title` over a plot of `rows` lines, its steps below; `marked` are the steps of a finding, drawn as a bar.
+
+    By powers of ten where the values are positive and far apart.
+    """
+    by_tens = _far_apart(min(one[2] for one in curve), max(one[2] for one in curve), title)
+    points = [(one[0], math.log10(one[2]) if by_tens else one[2]) for one in curve]
+    low, high = _range([value for _, value in points])
+    labels = [number(10 ** value if by_tens else value, 3) for value in (high, low)]
+    labels[1:1] = [""] * (rows - 2)
     left = max(map(len, labels))
     columns = max(8, width - left - 2)
     grid = [[0] * columns for _ in range(rows)]
     first, last = curve[0][0], curve[-1][0]
-    for x, y in _dots([(one[0], one[2]) for one in curve], (first, last), (low, high), 2 * columns, 4 * rows):
+    for x, y in _dots(points, (first, last), (low, high), 2 * columns, 4 * rows):
         grid[y // 4][x // 2] |= _DOTS[x % 2][y % 4]
     lines = [f"{label:>{left}} ┤" + "".join(chr(0x2800 + cell) for cell in row).rstrip("\u2800")
              for label, row in zip(labels, grid)]
     begin, end = f"{first:g}", f"step {last:g}"
     below = " " * (left + 2) + begin + " " * max(1, columns - len(begin) - len(end)) + end
     bar = _bar(marked, (first, last), columns)
-    return "\n".join([title, *lines, *([" " * (left + 2) + bar] if bar else []), below])
+    return "\n".join([f"{title} (by powers of ten)" if by_tens else title, *lines, *([" " * (left + 2) + bar] if bar else []), below])
+
+
+def _far_apart(low: float, high: float, title: str) -> bool:
+    return title not in _LINEAR and low > 0 and high / low > _SPREAD
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -81,7 +91,7 @@ def svg(title: str, curves: dict[str, Curve], marks: Sequence[tuple[int, int]] =
     shown = {name: curve for name, curve in curves.items() if curve}
     steps = [one[0] for curve in shown.values() for one in curve]
     values = sorted(one[2] for curve in shown.values() for one in curve)
-    scale = Scale(min(steps), max(steps), values, title in _LINEAR)
+    scale = Scale(min(steps), max(steps), values, title)
     parts = [f'<rect class="mark" x="{scale.x(a):.1f}" y="{_TOP}" width="{max(2.0, scale.x(b) - scale.x(a)):.1f}" '
              f'height="{_H - _TOP - _BOTTOM}"/>' for a, b in marks]
     parts += [f'<line class="resume" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_H - _BOTTOM}"/>'
@@ -100,10 +110,10 @@ def svg(title: str, curves: dict[str, Curve], marks: Sequence[tuple[int, int]] =
 class Scale:
     """Steps and values to places on the drawing."""
 
-    def __init__(self, first: float, last: float, values: Sequence[float], linear: bool = False) -> None:
+    def __init__(self, first: float, last: float, values: Sequence[float], title: str) -> None:
         self.first, self.last = first, last
         low, high = values[0], values[-1]
-        self.by_tens = not linear and low > 0 and high / low > _SPREAD
+        self.by_tens = _far_apart(low, high, title)
         self.low, self.high = (math.log10(low), math.log10(high)) if self.by_tens else _range([low, high])
 
     def x(self, step: float) -> float:
@@ -173,7 +183,7 @@ def png(path: Path, panels: dict[str, dict[str, Curve]]) -> None:
 
 def _panel(draw, font, title: str, lines: dict[str, Curve], inks: dict[str, tuple[int, int, int]], top: int) -> None:
     scale = Scale(min(c[0][0] for c in lines.values()), max(c[-1][0] for c in lines.values()),
-                  sorted(one[2] for curve in lines.values() for one in curve), title in _LINEAR)
+                  sorted(one[2] for curve in lines.values() for one in curve), title)
 
     def at(step: float, value: float) -> tuple[float, float]:
         x = (scale.x(step) - _LEFT) / (_W - _LEFT - _RIGHT) * (_PX - 2 * _MARGIN) + _MARGIN

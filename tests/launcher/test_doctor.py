@@ -23,7 +23,7 @@ CURVE = [[step, 1 / step, 1 / step, 1 / step] for step in range(1, 101)]
 def test_a_curve_in_a_terminal() -> None:
     lines = terminal("loss", CURVE, 40, 5, (50, 75)).splitlines()
     assert len(lines) == 8 and all(width(line) <= 40 for line in lines)
-    assert lines[0] == "loss" and lines[1].split()[0] == "1" and lines[5].split()[0] == "0.01"
+    assert lines[0] == "loss (by powers of ten)" and lines[1].split()[0] == "1" and lines[5].split()[0] == "0.01"
     assert lines[6].strip() == "▔" * len(lines[6].strip()) and 8 <= len(lines[6].strip()) <= 11
     assert lines[7].split() == ["1", "step", "100"]
 
@@ -33,7 +33,7 @@ def test_findings_are_wrapped_and_have_their_curve_once() -> None:
                       {"loss": CURVE, "grad_norm": CURVE}, None, [], {}, [])
     text = as_text(found, 60)
     assert all(width(line) <= 60 for line in text.splitlines())
-    assert [line for line in text.splitlines() if line in ("loss", "grad_norm")] == ["grad_norm", "loss"]
+    assert [line.split()[0] for line in text.splitlines() if "powers of ten" in line] == ["grad_norm", "loss"]
     assert "warning: updates-skipped  steps 40 to 90" in text and "  fix   launch restart mouse --set a.lr=1e-5" in text
 
 

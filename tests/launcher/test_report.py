@@ -70,7 +70,7 @@ def test_what_belongs_together_is_drawn_together() -> None:
 
 @pytest.mark.parametrize("values", [[0.0, 1e-4], [5.0, 5.0], [-3.0, 2.0], [1e-3, 10.0], [0.0, 0.0]])
 def test_every_scale_has_a_few_round_numbers(values: list[float]) -> None:
-    scale = Scale(0, 100, values)
+    scale = Scale(0, 100, values, "loss")
     ticks = scale.ticks()
     assert 2 <= len(ticks) <= 7 and all(0 <= scale.y(tick) <= 220 for tick in ticks)
 
