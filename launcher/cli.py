@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from launcher import clock as _clock  # noqa: F401  before anything takes its time
+
 VERBS = {
     "submit": "start a stage, or any command, as a job",
     "status": "what is running where",

@@ -39,7 +39,8 @@ def terminal(title: str, curve: Curve, width: int, rows: int,
     begin, end = f"{first:g}", f"step {last:g}"
     below = " " * (left + 2) + begin + " " * max(1, columns - len(begin) - len(end)) + end
     bar = _bar(marked, (first, last), columns)
-    return "\n".join([f"{title} (by powers of ten)" if by_tens else title, *lines, *([" " * (left + 2) + bar] if bar else []), below])
+    head = f"{title} (by powers of ten)" if by_tens else title
+    return "\n".join([head, *lines, *([" " * (left + 2) + bar] if bar else []), below])
 
 
 def _far_apart(low: float, high: float, title: str) -> bool:

@@ -6,16 +6,18 @@ import time
 from collections.abc import Sequence
 
 from launcher import api, views
+from launcher.clock import BEGAN
 from launcher.commands._common import columns, here, parser, tell
 
 _EVERY_S = 2.0
+_LEAST_S = 1.5  # for the nodes, however late it is
 _HOME_AND_CLEAR = "\x1b[H\x1b[J"
 
 
 def run(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if not args.watch:
-        _draw(args, _ask(args))
+        _draw(args, _ask(args, BEGAN))
         return 0
     try:
         _watch(args)
@@ -35,8 +37,11 @@ def _parser():
     return p
 
 
-def _ask(args, keep: Sequence[str] = ()) -> api.Statuses:
-    return api.status(args.jobs, all_jobs=args.all, ask_all_nodes=args.rescan, keep=keep, start=here())
+def _ask(args, since: float, keep: Sequence[str] = ()) -> api.Statuses:
+    """`since`: when the waiting began (time.monotonic). A busy computer may have taken its time until here."""
+    left_s = api.ASK_S - (time.monotonic() - since)
+    return api.status(args.jobs, all_jobs=args.all, ask_all_nodes=args.rescan, keep=keep, start=here(),
+                      timeout_s=max(_LEAST_S, left_s))
 
 
 def _draw(args, found: api.Statuses) -> None:
@@ -56,7 +61,7 @@ def _draw(args, found: api.Statuses) -> None:
 def _watch(args) -> None:
     keep: list[str] = []
     while True:
-        shown = _ask(args, keep)  # the old picture stands until the new one is there
+        shown = _ask(args, time.monotonic(), keep)  # the old picture stands until the new one is there
         if sys.stdout.isatty() and not args.json:
             print(_HOME_AND_CLEAR, end="", flush=True)
         _draw(args, shown)
