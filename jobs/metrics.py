@@ -42,7 +42,7 @@ class Metrics:
         line = {"t": round(time.time(), 3), "step": step, "total": self.total}
         if event:
             line["event"] = event
-        append_line(self.path, line | values)
+        append_line(self.path, line | values, durable=event == "done")
         if self._wandb:
             self._wandb.scalars(step, values)
 
@@ -64,15 +64,17 @@ class Metrics:
             self._wandb.close()
 
 
-def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append one JSON line with a single write, so that a reader never sees two writers mixed. Raises
-    WriteFailed."""
+def append_line(path: Path, values: Mapping[str, Any], durable: bool = False) -> None:
+    """Append one JSON line with a single write, so that a reader never sees two writers mixed; `durable`: it is there
+    after a power cut too. Raises WriteFailed."""
     line = json.dumps({key: _plain(value) for key, value in values.items()}, allow_nan=False).encode() + b"\n"
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             if os.write(descriptor, line) < len(line):
                 raise OSError(28, "No space left on device")
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -145,6 +145,10 @@ class Index:
         """Jobs not known to have ended, oldest first."""
         return self._select("WHERE ended = 0 ORDER BY submitted_at")
 
+    def untold(self) -> list[Job]:
+        """Jobs that have ended, of which somebody has still to be told: their nodes are asked once more."""
+        return self._select("WHERE ended = 1 AND view LIKE ?", '%"untold": true%')
+
     def all(self) -> list[Job]:
         return self._select("ORDER BY submitted_at")
 

@@ -172,7 +172,7 @@ def _question(
 def _heard(result: Refreshed, name: str, answer: dict[str, Any], asked: list[Job]) -> list[Job]:
     now = time.time()
     fresh = [from_view(view, name, now) for view in answer["jobs"]]
-    known = {job.run_dir for job in asked}
+    known = {job.run_dir for job in asked if not job.ended}
     result.ended += [job for job in fresh if job.ended and job.run_dir in known]
     result.notes += [f"{name}: {one['run_dir']}: {one['why']}" for one in answer["broken"]]
     result.notes += [f"{name}: {note}" for note in answer.get("notes", ())]

@@ -29,7 +29,8 @@ def status(index: Index, words: Sequence[str], all_jobs: bool, start: Path,
     `words`: these jobs, ended or not. `all_jobs`: every job. `keep`: ids of ended jobs to show as well.
     """
     asked = [job for word in words for job in find_all(index, word)] if words else index.active()
-    result = found or reconcile.refresh(index, [job for job in asked if not job.ended], start, timeout_s)
+    result = found or reconcile.refresh(
+        index, [*(job for job in asked if not job.ended), *index.untold()], start, timeout_s)
     if words:
         shown = [index.with_key(job.key) or job for job in asked]
     elif all_jobs:

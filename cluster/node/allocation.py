@@ -83,12 +83,16 @@ def remember(run: RunDir, id: str) -> None:
 
 def started_by(run: RunDir, id: str) -> str:
     """Whose wish the next attempt is: a job that goes on, or one that had not ended when its node was lost, is the
-    scheduler's; one that had ended is a person's. One that never began (it waited for another) has to wait again."""
+    scheduler's, and one that had just completed; else one that had ended is a person's. One that never began (it waited
+    for another) has to wait again."""
     attempts = run.attempts()
     events = read_journal(attempts[-1].journal)[0] if attempts else []
     end = next((event for event in reversed(events) if isinstance(event, AttemptEnded)), None)
     starts = [event for event in events if isinstance(event, AttemptStarted)]
-    if end is not None and end.next == "end" or end is None and starts and starts[-1].slurm_id != id:
+    here = bool(starts) and starts[-1].slurm_id == id
+    if end is not None and end.next == "end":
+        return "scheduler" if here and end.reason is Reason.DONE else "restart"
+    if end is None and starts and not here:
         return "restart"
     began = any(isinstance(event, Launched) for event in read_events(run)[0])
     return "scheduler" if began else "submit"

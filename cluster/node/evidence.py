@@ -5,16 +5,17 @@ all other processes /proc says what they wait for. Runs in a process of its own 
 """
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cluster.contract import STACK_SIGNAL, AttemptDir
+from cluster.contract import STACK_SIGNAL, AttemptDir, write_atomically
 from cluster.errors import ClusterError
 from cluster.node import sockets
 from cluster.node.process import Proc, command_of, environment_of, send
@@ -26,6 +27,8 @@ _STACK_S = 1.5  # for one stack by a signal
 _SPY_S = 4.0  # for one by py-spy
 _SETTLED_S = 0.1  # a stack that did not grow for so long is whole
 _GPUS_S = 3.0
+_OTHERS_S = 5.0  # for the other nodes of a job, which see that it stands still at about the same time
+_POLL_S = 0.1
 _MOST = 48  # processes
 _STACK_BYTES = 64 << 10
 _LAST_LINES = 15
@@ -70,10 +73,20 @@ class Seen:
         return any(part in frame.file for frame in self.frames for part in _COLLECTIVE)
 
 
-def collect(attempt: AttemptDir, processes: Sequence[Proc], gpus: Sequence[str]) -> tuple[str, str]:
-    """Look at `processes`, the job's -> (which rank is where, in a sentence; the whole report).
+@dataclass(frozen=True)
+class Stand:
+    """Where a rank is: `frame` as a person reads it."""
 
-    `gpus`: UUIDs of those it has."""
+    rank: int
+    frame: str
+    waits: bool  # for other ranks, in a collective
+    host: str = ""  # of a job on several nodes
+
+
+def collect(attempt: AttemptDir, processes: Sequence[Proc], gpus: Sequence[str], nodes: int = 1) -> tuple[str, str]:
+    """Look at `processes`, the job's on this node -> (which rank is where, in a sentence; the whole report).
+
+    `gpus`: UUIDs of those it has; `nodes`: of the job. What the others find, the first one tells too."""
     until = time.monotonic() + ALL_S
     seen = _ranks_first(attempt, processes)
     for one in seen:
@@ -81,7 +94,7 @@ def collect(attempt: AttemptDir, processes: Sequence[Proc], gpus: Sequence[str])
     for one in seen:
         if one.command:  # a kernel thread or one that ended meanwhile has none
             _take_stack(one, until)
-    said = summary(seen)
+    said = summary(seen) if nodes == 1 else _told_together(attempt, nodes, seen) or summary(seen)
     parts = [said, *_gpu_lines(gpus, until), *map(_block, seen), *_last_words(attempt)]
     return said, "\n\n".join(part for part in parts if part) + "\n"
 
@@ -99,6 +112,28 @@ def _ranks_first(attempt: AttemptDir, processes: Sequence[Proc]) -> list[Seen]:
 def _rank_of(pid: int) -> int | None:
     word = environment_of(pid).get(b"RANK", b"")
     return int(word) if word.isdigit() else None
+
+
+def _told_together(attempt: AttemptDir, nodes: int, seen: Sequence[Seen]) -> str:
+    """Every node writes where its ranks are, and the first one reads what the others have written."""
+    own = stands(seen, os.uname().nodename)
+    if attempt.node:
+        write_atomically(attempt.evidence / _ranks_of(attempt.node), json.dumps([asdict(one) for one in own]).encode())
+        return sentence(own)
+    return sentence([*own, *_of_others(attempt.evidence, {_ranks_of(node) for node in range(1, nodes)})])
+
+
+def _ranks_of(node: int) -> str:
+    return f"node-{node}.ranks.json"
+
+
+def _of_others(evidence: Path, expected: set[str]) -> list[Stand]:
+    """What the supervisors of the other nodes have found, as far as they tell it in time."""
+    until = time.monotonic() + _OTHERS_S
+    while not expected <= set(os.listdir(evidence)) and time.monotonic() < until:  # a list is what NFS shows fresh
+        time.sleep(_POLL_S)
+    found = [json.loads((evidence / name).read_bytes()) for name in expected & set(os.listdir(evidence))]
+    return sorted((Stand(**one) for told in found for one in told), key=lambda one: one.rank)
 
 
 # --- stacks -------------------------------------------------------------------------------------------------
@@ -238,22 +273,30 @@ def _gpu_lines(uuids: Sequence[str], until: float) -> list[str]:
 
 def summary(seen: Sequence[Seen]) -> str:
     """Which rank is where, in a sentence; of several the one that does not take part first."""
-    ranks = [one for one in seen if one.rank is not None] or list(seen[:1])
-    known = [one for one in ranks if one.own]
-    waiting = [one for one in known if one.waits_for_others]
-    absent = [one for one in known if not one.waits_for_others]
-    if waiting and absent:
-        named = ", ".join(str(one.rank) for one in waiting[:8])
-        return (f"{_told(absent)}; rank{'s' * (len(waiting) > 1)} {named} wait{'s' * (len(waiting) == 1)} in a "
-                f"collective, in {waiting[0].own}")
-    if known:
-        return _told(known)
-    one = ranks[0] if ranks else None
+    if known := stands(seen):
+        return sentence(known)
+    one = next((one for one in seen if one.rank is not None), seen[0] if seen else None)
+    if one is not None and one.own:
+        return f"process {one.who.pid} is in {one.own}"
     return f"process {one.who.pid}: {one.facts[0]}; {one.by}" if one else "no process of it was found"
 
 
-def _told(seen: Sequence[Seen]) -> str:
-    return ", ".join(f"{_name(one)} is in {one.own}" for one in seen[:4])
+def stands(seen: Sequence[Seen], host: str = "") -> list[Stand]:
+    return [Stand(one.rank, str(one.own), one.waits_for_others, host)
+            for one in seen if one.rank is not None and one.own]
+
+
+def sentence(known: Sequence[Stand]) -> str:
+    """Those that do not take part in a collective before those that wait for them there."""
+    waiting = [one for one in known if one.waits]
+    absent = [one for one in known if not one.waits] if waiting else known
+    told = ", ".join(f"rank {one.rank}{one.host and f' on {one.host}'} is in {one.frame}" for one in absent[:4])
+    if not waiting:
+        return told
+    named = ", ".join(str(one.rank) for one in waiting[:8])
+    waits = (f"rank{'s' * (len(waiting) > 1)} {named} wait{'s' * (len(waiting) == 1)} in a collective, in "
+             f"{waiting[0].frame}")
+    return f"{told}; {waits}" if absent else waits
 
 
 def _name(one: Seen) -> str:

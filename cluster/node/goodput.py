@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cluster.node import thresholds as limit
-from cluster.node.findings import Attempt, as_number, median
+from cluster.node.findings import Attempt, Line, as_number, median
 from cluster.node.pacing import intervals
 
 # In the order of a job's life; seconds of each, which add up to `wall`.
@@ -12,46 +12,82 @@ PARTS = ("useful", "replay", "evaluation", "checkpoint", "stall", "start", "fini
 
 
 def goodput(attempts: Sequence[Attempt], submitted: float | None, until: float) -> dict[str, float]:
-    """-> {"wall": s, and of each of PARTS: s}; empty when it never began.
+    """-> {"wall": s, and of each of PARTS: s}; empty when it never began. `until`: its end, or now.
 
-    queue: until the first attempt; start: until its first line; replay: steps done again after a restart; evaluation,
+    queue: until the first attempt; start: until its first step; replay: steps done again after a restart; evaluation,
     checkpoint: pauses of the steps for these; stall: pauses of more than three steps that nothing explains; finish:
-    after the last line; between: from one attempt to the next.
+    after the last line; between: from one attempt to the next, and after one that was lost since its last line.
     """
     begun = [one for one in attempts if one.started is not None]
     if not begun:
         return {}
     parts = dict.fromkeys(PARTS, 0.0)
     first = begun[0].started or 0.0
-    parts["queue"] = max(0.0, first - (submitted or first))
+    parts["queue"] = 0.0 if submitted is None else max(0.0, first - submitted)
+    measured = any(one.lines for one in begun)
     for index, one in enumerate(begun):
-        following = begun[index + 1] if index + 1 < len(begun) else None
-        started = one.started or 0.0
-        ended = one.ended if one.ended is not None else following.started if following else until
-        _attempt(parts, one, started, max(started, ended or started), following.resume_step if following else None)
-        if following and following.started is not None:
-            parts["between"] += max(0.0, following.started - (ended or 0.0))
+        following = begun[index + 1:]
+        started, next_one = one.started or 0.0, following[0].started or 0.0 if following else until
+        ended = max(started, min(next_one, one.ended or (_last_sign(one) if following else until)))
+        _attempt(parts, one, started, ended, _kept(following), measured)
+        parts["between"] += max(0.0, next_one - ended)
     return {"wall": sum(parts.values()), **parts}
 
 
-def _attempt(parts: dict[str, float], one: Attempt, started: float, ended: float, kept: int | None) -> None:
-    """`kept`: the step at which the next attempt went on, None: all of its steps count."""
+def _last_sign(one: Attempt) -> float:
+    """Of an attempt that wrote no ending."""
+    times = [t for line in one.lines if (t := as_number(line.get("t"))) is not None]
+    return max([one.started or 0.0, one.launched or 0.0, *times[-1:]])
+
+
+def _kept(following: Sequence[Attempt]) -> int | None:
+    """The step up to which no later attempt did the work again; None: all of it counts."""
+    begun_at = [one.resume_step if one.resume_step is not None else _first_step(one) for one in following]
+    return min((step for step in begun_at if step is not None), default=None)
+
+
+def _first_step(one: Attempt) -> int | None:
+    """Where its own lines begin, as the merged series sees it."""
+    if not one.lines:
+        return None
+    return one.lines[0]["step"] - (one.lines[0].get("event") != "resumed")
+
+
+def _attempt(parts: dict[str, float], one: Attempt, started: float, ended: float, kept: int | None,
+             measured: bool) -> None:
+    """`kept`: the step at which later attempts went on, None: all of its steps count. `measured`: some attempt of the
+    job wrote metrics."""
     times = [t for line in one.lines if (t := as_number(line.get("t"))) is not None]
     if not times:  # a program without metrics: nobody can say more
-        parts["useful"] += ended - started
+        parts["start" if measured else "useful"] += ended - started
         return
     first, last = min(max(times[0], started), ended), min(max(times[-1], started), ended)
     parts["start"] += first - started
-    parts["finish"] += ended - last
     _lines(parts, one, kept)
+    _tail(parts, one, ended - last)
     parts["useful"] += last - first - max(0.0, times[-1] - times[0])  # what clocks disagree about
+
+
+def _tail(parts: dict[str, float], one: Attempt, seconds: float) -> None:
+    """After its last line. Of one that has not ended and is not at its end it is a step, or a stall."""
+    newest, pace = one.lines[-1], _pace(one.lines)
+    whole = newest.get("event") in ("done", "stopped") or newest["step"] == newest.get("total")
+    if one.ended is not None or whole or not pace:
+        parts["finish"] += seconds
+        return
+    parts["useful"] += min(seconds, limit.STALL_STEPS * pace)
+    parts["stall"] += max(0.0, seconds - limit.STALL_STEPS * pace)
+
+
+def _pace(lines: Sequence[Line]) -> float:
+    """Seconds per step, 0 when nothing is known of it."""
+    steps = intervals(lines)
+    return median(seconds / count for _, count, seconds in steps) if steps else 0.0
 
 
 def _lines(parts: dict[str, float], one: Attempt, kept: int | None) -> None:
     """From the first line to the last: each stretch belongs to the line that ends it."""
-    steps = intervals(one.lines)
-    pace = median(seconds / count for _, count, seconds in steps) if steps else 0.0
-    before = one.lines[0]
+    pace, before, stepped = _pace(one.lines), one.lines[0], False
     for line in one.lines[1:]:
         seconds = max(0.0, (as_number(line.get("t")) or 0.0) - (as_number(before.get("t")) or 0.0))
         count = max(0, line["step"] - before["step"])
@@ -59,6 +95,9 @@ def _lines(parts: dict[str, float], one: Attempt, kept: int | None) -> None:
         rest, kind = seconds - own, {"eval": "evaluation", "checkpoint": "checkpoint"}.get(line.get("event"), "stall")
         if kind == "stall" and not (pace and count):  # lines without a step or a pace say nothing about a stall
             own, rest = seconds, 0.0
+        if kind == "stall" and not stepped:  # a loader, a compiler: that is its start
+            kind = "start"
+        stepped = stepped or count > 0
         parts["replay" if kept is not None and line["step"] > kept else "useful"] += own
         parts[kind] += rest
         before = line

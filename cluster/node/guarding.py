@@ -133,6 +133,8 @@ def _answer(run: RunDir, spec: JobSpec, found: Sequence[tuple[Any, str | None]],
             "took_s": time.process_time() if not led else 0.0}
 
 
+    said, report = evidence.collect(attempt, [Proc(**one) for one in processes], gpus, spec.nodes)
+    finding = pacing.standstill(spec.id, gap, allowed, step)
 def _key(rule: str, severity: str) -> str:
     return f"{rule} {severity}"
 

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.contract import RunDir
+from cluster.contract import AttemptDir, RunDir
 from cluster.events import AttemptEnded, AttemptStarted, Reason
 from cluster.journal import read_journal
+from cluster.node import lines
 from cluster.node.process import read_heartbeat
 
 IDLE_MAX = 3  # attempts in a row without progress
@@ -69,3 +70,18 @@ def read_history(run: RunDir) -> History:
         failed = end.reason is not Reason.TIME_LIMIT and end.reason not in NOT_ITS_OWN
         history.retries += failed and end.next in ("retry", "requeue")
     return history
+
+
+def finished(run: RunDir, ours: bool) -> AttemptDir | None:
+    """The attempt that did all of the job's work, since a person last started it; None: there is work left. `ours`: its
+    program is one of our trainers."""
+    for attempt in reversed(run.attempts()):
+        events, _ = read_journal(attempt.journal)
+        if any(isinstance(event, AttemptEnded) and (event.reason, event.next) == (Reason.DONE, "end")
+               for event in events):
+            return attempt
+        if attempt.metrics.exists():
+            return attempt if lines.is_done(run, attempt, ours) else None
+        if any(isinstance(event, AttemptStarted) and event.by in ("submit", "restart") for event in events):
+            return None
+    return None

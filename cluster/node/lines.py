@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cluster.contract import AttemptDir
+from cluster.contract import AttemptDir, RunDir
 
 PROGRESS_KEYS = ("step", "total", "loss", "it_s", "eta_s")
 _TAIL = 64 << 10
 _LAST_LINES = 8 << 10  # bytes of metrics.jsonl that hold the last training line, whatever stands behind it
+_REPORT = "report.json"  # in artifacts/: what our trainer writes when all else of its work is written
 
 
 def progress(attempt: AttemptDir) -> dict[str, Any]:
@@ -25,10 +26,13 @@ def progress(attempt: AttemptDir) -> dict[str, Any]:
             for key, value in found.items()}
 
 
-def is_done(attempt: AttemptDir) -> bool:
-    """Whether the program wrote its artifacts and said so."""
+def is_done(run: RunDir, attempt: AttemptDir, ours: bool) -> bool:
+    """Whether the program wrote its artifacts and said so. `ours`: it is one of our trainers, whose report tells it
+    too, should the node have died before the last line was written."""
     try:
-        return any(line.get("event") == "done" for line in tail(attempt.metrics, _LAST_LINES))
+        if any(line.get("event") == "done" for line in tail(attempt.metrics, _LAST_LINES)):
+            return True
+        return ours and (run.artifacts / _REPORT).stat().st_mtime_ns > attempt.spec.stat().st_mtime_ns
     except FileNotFoundError:
         return False
 

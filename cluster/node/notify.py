@@ -13,17 +13,18 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cluster.contract import RunDir, read_json_lines
+from cluster.contract import AttemptDir, RunDir, read_json_lines
 from cluster.errors import ClusterError
-from cluster.events import AttemptEnded, Event, Fired, Reason
+from cluster.events import AttemptEnded, AttemptStarted, Event, Fired, Launched, Reason
 from cluster.journal import read_journal
 from cluster.node.aside import Aside, AsideFailed
+from cluster.node.process import read_heartbeat
 from cluster.spec import JobSpec, Tell
 from cluster.states import ENDING, Completed
 
@@ -33,6 +34,7 @@ OVERDUE_S = 120.0
 GIVE_UP_S = 7 * 86400.0
 _FLUSH_S = 5.0  # the journal is written by a thread
 _SHORTEST_SECRET = 4  # that is cut out of what is told: shorter ones stand in every text
+_LONG_PATH = 12  # of an address: a shorter one is no secret but a word
 _TEXT_MAX = 1500
 _BY_A_PERSON = (Reason.KILLED, Reason.RESTART_ASKED, Reason.PREEMPTED, Reason.SCHEDULER, Reason.SUPERSEDED)
 _VERSION = 1
@@ -55,11 +57,13 @@ class Teller:
 
     def __init__(self, run: RunDir, start: Callable[..., Aside]) -> None:
         self._run, self._start = run, start
-        self._since: float | None = None  # t of the newest event to be told; None: all is told
+        # t of the newest event to be told; None: all is told. An earlier supervisor may have left something.
+        self._since: float | None = time.time() if run.attempts() and marked(run) else None
         self._told: float | None = None  # the same of what is being told
         self._aside: Aside | None = None
         self._began = self._next = 0.0  # time.monotonic
         self._pause = PAUSE_S
+        self._unwritten = False  # it was told, and that could not be written down
         mark(run)
 
     def tell(self, t: float) -> None:
@@ -82,7 +86,7 @@ class Teller:
             wait(0.1)
         if self._aside is not None:
             self._aside.kill()
-        elif self._since is None:
+        elif self._since is None and not self._unwritten:
             unmark(self._run)
 
     def _take_in(self, now: float) -> None:
@@ -93,11 +97,11 @@ class Teller:
                 self._again(now)
             return
         try:
-            left = self._aside.result()["left"]
+            answer = self._aside.result()
         except AsideFailed:
-            left = 1
-        self._aside = None
-        if left:
+            answer = {"left": 1, "begun": True}
+        self._aside, self._unwritten = None, self._unwritten or bool(answer.get("unwritten"))
+        if answer["left"] or not answer["begun"]:
             self._again(now)
         elif self._since == self._told:  # nothing new came meanwhile
             self._since = None
@@ -111,17 +115,31 @@ class Teller:
 
 def messages(run: RunDir, spec: JobSpec, lost: AttemptEnded | None = None) -> list[Message]:
     """What the journals of a job say, oldest first. `lost`: how it ended, when its supervisor could not write that."""
-    found = []
-    found_attempts = run.attempts()
-    for attempt in found_attempts:
-        events, _ = read_journal(attempt.journal)
+    found: list[Message] = []
+    attempts = [(attempt, read_journal(attempt.journal)[0]) for attempt in run.attempts()]
+    begun = [one for one in attempts if one[1]] or attempts[-1:]
+    for (attempt, events), (_, following) in zip(begun, [*begun[1:], (None, [])]):
+        number = attempt.number
         for index, event in enumerate(events):
             if kind := kind_of(event):
-                found.append(_message(spec, run, attempt.number, f"{attempt.number:03d}.{index}", kind, event))
-    if lost and found_attempts:
-        number = found_attempts[-1].number
-        found.append(_message(spec, run, number, f"{number:03d}.lost", "failure", lost))
+                found.append(_message(spec, run, number, f"{number:03d}.{index}", kind, event))
+        if said := _lost_before(attempt, events, following) if following else lost:
+            found.append(_message(spec, run, number, f"{number:03d}.lost", kind_of(said), said))
     return found
+
+
+def _lost_before(attempt: AttemptDir, events: Sequence[Event], following: Sequence[Event]) -> AttemptEnded | None:
+    """Of an attempt that wrote no ending, though its program ran, and after which another one was begun."""
+    again = next((event for event in following if isinstance(event, AttemptStarted)), None)
+    if again is None or not any(isinstance(event, Launched) for event in events):
+        return None
+    if any(isinstance(event, AttemptEnded) for event in events):
+        return None
+    by_itself = again.by in ("scheduler", "policy")
+    reason = Reason.NODE_LOST if by_itself else Reason.SUPERVISOR_LOST
+    beat = read_heartbeat(attempt) or {}
+    return AttemptEnded(beat.get("t") or events[-1].t, reason, "it wrote no ending", None, beat.get("step"), None,
+                        again.resume_step, "retry" if by_itself else "end", None)
 
 
 def kind_of(event: Event) -> str:
@@ -135,6 +153,8 @@ def kind_of(event: Event) -> str:
             return "end" if event.reason in _BY_A_PERSON or ENDING[event.reason] is Completed else "failure"
         case AttemptEnded(next="retry"):
             return "failure"
+        case AttemptEnded(next="requeue"):  # the scheduler's own doings are no failure
+            return "" if event.reason in (*_BY_A_PERSON, Reason.TIME_LIMIT) else "failure"
     return ""
 
 
@@ -155,7 +175,7 @@ def _words(event: Event) -> str:
     assert isinstance(event, AttemptEnded)
     detail = event.detail.strip().split("\n", 1)[0]
     word = "completed" if event.reason is Reason.DONE else event.reason.value
-    after = "; it is started again by itself" if event.next == "retry" else ""
+    after = "; it is started again by itself" if event.next in ("retry", "requeue") else ""
     kept = f"; checkpoint at step {event.checkpoint_step}" if event.checkpoint_step is not None else ""
     return word + (f": {detail}" if detail else "") + ("" if event.reason is Reason.DONE else kept) + after
 
@@ -177,20 +197,27 @@ def address(tell: Tell) -> str:
 
 def deliver(run_dir: str, since: float | None = None, lost: AttemptEnded | None = None) -> dict[str, Any]:
     """Tell what is pending, each once -> how many are left, and why. `since`: wait until the event of that time is in
-    the journal. Only from the main thread: it is interrupted by an alarm."""
+    the journal. `unwritten`: how many were told though that cannot be written down, on a full disk; `begun`: whether
+    the newest attempt was, which says what became of the one before. Only from the main thread: an alarm interrupts
+    it."""
     run = RunDir(Path(run_dir))
     spec = JobSpec.from_json(run.spec.read_bytes())
     with _alone(run) as alone:
         if not alone:
-            return {"left": 1, "problem": "another process is telling it"}
+            return {"left": 1, "problem": "another process is telling it", "begun": True}
         if since is not None:
             _await_event(run, since)
-        waiting, failed = pending(run, spec, lost), {}
-        for tell, message in waiting:
-            if address(tell) not in failed and (problem := _tell(run, spec, tell, message)):
-                failed[address(tell)] = problem
-        left = len(pending(run, spec, lost)) if waiting else 0
-    return {"left": left, "problem": "; ".join(failed.values())}
+        failed: dict[str, str] = {}
+        left = unwritten = 0
+        for tell, message in pending(run, spec, lost):
+            to = address(tell)
+            problem, written = (failed[to], True) if to in failed else _tell(run, spec, tell, message)
+            if problem:
+                failed[to], left = problem, left + 1
+            unwritten += not written
+    newest = run.attempts()[-1:]
+    return {"left": left, "problem": "; ".join(failed.values()), "unwritten": unwritten,
+            "begun": bool(newest) and newest[0].journal.exists()}
 
 
 @contextlib.contextmanager
@@ -215,8 +242,8 @@ def _await_event(run: RunDir, t: float) -> None:
         time.sleep(0.05)
 
 
-def _tell(run: RunDir, spec: JobSpec, tell: Tell, message: Message) -> str:
-    """-> why it could not be told; empty: it was."""
+def _tell(run: RunDir, spec: JobSpec, tell: Tell, message: Message) -> tuple[str, bool]:
+    """-> (why it could not be told; empty: it was, whether that is written down)."""
     try:
         known = _secrets(run, (*spec.secrets, *(one.secret for one in spec.notify if one.secret)))
         problem = _send(tell, body(tell, message, known.values()), known)
@@ -224,9 +251,12 @@ def _tell(run: RunDir, spec: JobSpec, tell: Tell, message: Message) -> str:
         known, problem = {}, error.what
     problem = redacted(problem, known.values())
     line = {"t": time.time(), "key": message.id, "to": address(tell), "ok": not problem, "problem": problem}
-    with open(run.notified, "ab") as file:
-        file.write(json.dumps(line).encode() + b"\n")
-    return problem
+    try:
+        with open(run.notified, "ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+        return problem, True
+    except OSError:  # it is not told again and again for that
+        return problem, False
 
 
 def _secrets(run: RunDir, names: tuple[str, ...]) -> dict[str, str]:
@@ -235,11 +265,21 @@ def _secrets(run: RunDir, names: tuple[str, ...]) -> dict[str, str]:
     return environment.read_secrets(run.path.parent.parent, names)[0]
 
 
-def redacted(text: str, secrets: Sequence[str] | Any) -> str:
-    for value in sorted(secrets, key=len, reverse=True):
-        if len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, "***")
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """Without any of these values; of an address neither with what of it alone lets somebody write there."""
+    found = {part for value in secrets for part in (value, *_telling_parts(value)) if len(part) >= _SHORTEST_SECRET}
+    for part in sorted(found, key=len, reverse=True):
+        text = text.replace(part, "***")
     return text
+
+
+def _telling_parts(value: str) -> list[str]:
+    """`https://user:word@host/path` -> what stands between // and @, and the path."""
+    scheme, found, rest = value.partition("://")
+    if not found or scheme not in ("http", "https"):
+        return []
+    host, _, path = rest.partition("/")
+    return [host.rpartition("@")[0], path if len(path) >= _LONG_PATH else ""]
 
 
 def body(tell: Tell, message: Message, secrets: Any) -> bytes:
@@ -263,7 +303,9 @@ def _send(tell: Tell, content: bytes, secrets: dict[str, str]) -> str:
             if tell.secret not in secrets:
                 return (f"{tell.kind}: the secret {tell.secret} is not known on this node (a submit or restart takes "
                         "it from your environment)")
-            return _post(tell.kind, secrets[tell.secret], content)
+            from cluster.node import webhook  # loads what a command does without
+
+            return webhook.post(tell.kind, secrets[tell.secret], content, ONE_S)
         except TimeoutError:
             return f"{address(tell)}: no answer in {ONE_S:g} s"
 
@@ -280,31 +322,6 @@ def _in_time(limit_s: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _post(kind: str, url: str, content: bytes) -> str:
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    if not url.startswith(("https://", "http://")):
-        return f"{kind}: what the secret holds is no http(s) address"
-    try:
-        request = urllib.request.Request(url, content, {"Content-Type": "application/json", "User-Agent": "launch"})
-        with urllib.request.urlopen(request, timeout=ONE_S) as answer:
-            answer.read(1 << 10)
-        return ""
-    except urllib.error.HTTPError as error:
-        error.close()
-        return f"{kind}: HTTP {error.code} {error.reason}"
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise error.reason from None
-        return f"{kind}: {error.reason}"
-    except TimeoutError:
-        raise
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return f"{kind}: {type(error).__name__}: {error}"
 
 
 def _run(command: Sequence[str], content: bytes) -> str:
@@ -333,11 +350,26 @@ def marks(workdir: Path) -> Path:
     return workdir / ".launch" / "untold"
 
 
-def mark(run: RunDir) -> None:
+def marked(run: RunDir) -> bool:
+    return (marks(run.path.parent.parent) / run.path.name).exists()
+
+
+def mark(run: RunDir, looked: bool = False) -> None:
+    """`looked`: all that there is now has been told."""
     place = marks(run.path.parent.parent)
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (place / run.path.name).touch()
+    with contextlib.suppress(OSError):  # a full disk: the job goes on, and its supervisor tells
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (place / run.path.name).write_text(str(time.time()) if looked else "")
+
+
+def looked_at(run: RunDir) -> float:
+    """When all that there was had been told, of a job that goes on; else 0."""
+    try:
+        return float((marks(run.path.parent.parent) / run.path.name).read_text() or 0.0)
+    except (OSError, ValueError):
+        return 0.0
 
 
 def unmark(run: RunDir) -> None:
-    (marks(run.path.parent.parent) / run.path.name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (marks(run.path.parent.parent) / run.path.name).unlink()

@@ -241,12 +241,12 @@ class LedAttempt(Attempt):
         lost = self._lost_words()
         if self._asked and not self._ended_first:
             return replace(own, detail=f"{own.detail}; {lost}") if lost else own
-        if lost:
+        complete = self._ours and own.reason is Reason.DONE  # whatever its processes did on their way out
+        if lost and not complete:
             return Verdict(Reason.NODE_LOST, lost, Retry.ALWAYS)
         failed = [(self._broken_first, own)] if outcome.exit_code != 0 else []
         failed += [(part.told, _on(part.verdict, self._team.name(node)))
                    for node, part in self._parts.items() if part.exit_code != 0 and part.verdict]
-        complete = self._ours and own.reason is Reason.DONE  # whatever its processes did on their way out
         return min(failed, key=_consequence)[1] if failed and not complete else own
 
     def _lost_words(self) -> str:

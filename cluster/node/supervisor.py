@@ -95,7 +95,7 @@ class Supervisor:
 
     def run_until_ended(self, by: str) -> int:
         completed = False
-        while by and (attempt := self._new_attempt()):
+        while by and (attempt := self._new_attempt(by)):
             outcome = attempt.live(by, self._code_digest)
             self._code_digest = None
             following = self._decide(attempt, outcome)
@@ -110,7 +110,7 @@ class Supervisor:
         self._await_helpers()
         return 0 if completed else 1
 
-    def _new_attempt(self) -> Attempt | None:
+    def _new_attempt(self, by: str) -> Attempt | None:
         """None: somebody else has made one after ours, the job is no longer this supervisor's."""
         attempts = self._run.attempts()
         number = attempts[-1].number + 1 if attempts else 0
@@ -127,6 +127,8 @@ class Supervisor:
         shutil.copyfile(self._run.spec, new.spec)
         if self._run.config.exists():
             shutil.copyfile(self._run.config, new.config)
+        if by in ("scheduler", "policy") and (done := self._finished(number)):
+            return done
         if self._spec.nodes > 1:
             return self._led(number)
         if number == 0 and self._run.adopted.exists():
@@ -137,11 +139,26 @@ class Supervisor:
 
     def _led(self, number: int) -> Attempt:
         from cluster.node.parts import LedAttempt  # and all that several nodes take
+
+        return LedAttempt(self._run, number, self._spec, self._loop, self._place, self._history.save_s,
+                          team=self._own_team())
+
+    def _own_team(self) -> Team:
         from cluster.node.team import Team
 
         if self._team is None:
             self._team = Team(self._run, self._spec, self._loop, self._place.allocation)
-        return LedAttempt(self._run, number, self._spec, self._loop, self._place, self._history.save_s, team=self._team)
+        return self._team
+
+    def _finished(self, number: int) -> Attempt | None:
+        """It goes on by itself after an attempt that may have left nothing to do."""
+        from cluster.node.finished import FinishedAttempt, work_done  # most jobs begin once
+
+        if (done := work_done(self._run, self._spec)) is None:
+            return None
+        team = self._own_team() if self._spec.nodes > 1 and self._place.allocation else None
+        return FinishedAttempt(self._run, number, self._spec, self._loop, self._place, self._history.save_s, done=done,
+                               team=team)
 
     @staticmethod
     def _make(new: AttemptDir) -> bool:

@@ -5,7 +5,9 @@ import fcntl
 import os
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cluster.contract import RunDir
 from cluster.errors import ClusterError
@@ -24,11 +26,24 @@ def catch_up(workdir: Path) -> list[str]:
     directory, and a process when something is left."""
     left = [run for run in _marked(workdir) if not _supervised(run)]
     failures = {run.path.name: said for run in left if (said := _last_failure(run))}
-    due = [run for run in left if time.time() - failures.get(run.path.name, (0.0, ""))[0] > _AGAIN_S]
+    due = [run for run in left if time.time() - _tried(run, failures) > _AGAIN_S]
     if due:
         subprocess.run(process.agent_command("notify", str(workdir)), stdin=subprocess.DEVNULL, check=False,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)
     return [f"{name}: nobody could be told of it yet, it is tried again: {why}" for name, (_, why) in failures.items()]
+
+
+def _tried(run: RunDir, failures: dict[str, tuple[float, str]]) -> float:
+    """When somebody last looked at what is left to tell of this job."""
+    looked = notify.looked_at(run)
+    return max(looked, failures.get(run.path.name, (0.0, ""))[0])
+
+
+def left_of(workdir: Path, views: Sequence[dict[str, Any]]) -> None:
+    """Set `untold` in the VIEWs of ended jobs of which something is left to tell."""
+    names = {path.name for path in notify.marks(workdir).iterdir()}
+    for seen in views:
+        seen["untold"] = seen["state"] in ENDED_WORDS and Path(seen["run_dir"]).name in names
 
 
 def main(workdir: Path) -> int:
@@ -62,8 +77,8 @@ def _supervised(run: RunDir) -> bool:
     heard = process.heard(attempts[-1]) if attempts else None
     if heard is not None:
         return heard.alive
-    events, _ = read_events(run)
-    return not events or time.time() - events[-1].t < _FINISHING_S or not isinstance(events[-1], AttemptEnded)
+    beat = process.read_heartbeat(attempts[-1]) if attempts else None  # on another machine
+    return beat is None or time.time() - beat["t"] < _FINISHING_S
 
 
 def _last_failure(run: RunDir) -> tuple[float, str] | None:
@@ -85,7 +100,12 @@ def _tell(run: RunDir) -> None:
         told = bool(events) and isinstance(events[-1], AttemptEnded)
         lost = AttemptEnded(seen["ended_at"] or time.time(), Reason(seen["reason"]), seen["detail"], None, seen["step"],
                             None, seen["checkpoint_step"], "end", None) if over and not told else None
-        if not notify.deliver(str(run.path), lost=lost)["left"] and over:
+        answer = notify.deliver(str(run.path), lost=lost)
+        if answer["left"] or answer.get("unwritten"):
+            return
+        if over:
             notify.unmark(run)
+        else:  # it goes on by itself, some time
+            notify.mark(run, looked=True)
     except (ClusterError, view.BrokenRun, OSError, ValueError):  # the next command tries again
         return

@@ -64,8 +64,9 @@ def status(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         if not (request.get("active_only") and view["state"] in ENDED_WORDS):
             jobs.append(view)
     fill_health(jobs)
+    untold = _untold(request, jobs)
     return {"hostname": process.hostname(), "boot_id": process.boot_id(), "t": time.time(),
-            "notes": go_on(jobs) + _untold(request), "jobs": jobs, "broken": broken,
+            "notes": go_on(jobs) + untold, "jobs": jobs, "broken": broken,
             "unasked": next((view["unasked"] for view in jobs if view["unasked"]), "")}
 
 
@@ -74,13 +75,15 @@ def fill_health(views: Sequence[dict[str, Any]]) -> None:
     doctor.fill(views)
 
 
-def _untold(request: dict[str, Any]) -> list[str]:
+def _untold(request: dict[str, Any], jobs: Sequence[dict[str, Any]]) -> list[str]:
+    """Have told what is left of these jobs and others -> what could not be, in words."""
     if not request.get("workdir"):
         return []  # a census asks, or a prune
     workdir = Path(request["workdir"]).expanduser()
     if not (workdir / ".launch" / "untold").is_dir():
         return []
     from cluster.node import untold
+    untold.left_of(workdir, jobs)
     return untold.catch_up(workdir)
 
 
@@ -197,7 +200,7 @@ def _supervised(one: _Read) -> dict[str, Any]:
     checkpoint_step = _checkpoint_step(one.run, one.folded, one.events)
     beat = newest_heartbeat(one.run) or {}
     heard = _heard(one.run, one.attempts, one.folded)
-    status = _with_work_done(with_liveness(one.folded, heard, checkpoint_step), one.attempts)
+    status = _with_work_done(with_liveness(one.folded, heard, checkpoint_step), one)
     status = _with_survivors(status, one.run, one.spec["token"])
     status, revivable = _with_its_nodes(one, status, beat)
     if isinstance(status, Pending | Restarting) and beat.get("waits"):
@@ -247,17 +250,18 @@ def _scheduled(one: _Read, queue: Queue | None) -> dict[str, Any]:
         told = replace(told, ids=slurm.ids_shown(one.run, one.spec, queue))
     answer = queue.about(told.ids[-1] if told.ids else None) if queue else UNASKED
     judged = slurm.judge(one.folded, told, answer)
-    _await_last_heartbeat(one.attempts, judged.status, local=False)
-    facts = _facts(one, judged.status, checkpoint_step)
-    over = isinstance(judged.status, Ended)
+    status = _with_work_done(judged.status, one)
+    _await_last_heartbeat(one.attempts, status, local=False)
+    facts = _facts(one, status, checkpoint_step)
+    over = isinstance(status, Ended)
     if judged.reason and not over:
         facts["reason"] = judged.reason.value
     if judged.note and not over:
         facts["detail"] = judged.note
-    if told.stopper and isinstance(judged.status, Pending | Running):  # and nothing of it is heard of yet
+    if told.stopper and isinstance(status, Pending | Running):  # and nothing of it is heard of yet
         facts["detail"] = "; ".join(filter(None, (f"stop asked by {told.stopper}", facts["detail"])))
     return facts | {
-        "backend": "slurm", "place": slurm.place(one.spec, told, answer.entry, judged.status),
+        "backend": "slurm", "place": slurm.place(one.spec, told, answer.entry, status),
         "queue": slurm.facts(answer), "slurm_id": told.ids[-1] if told.ids else None,
         "unasked": "" if over else answer.unasked}
 
@@ -308,10 +312,12 @@ def _latest_progress(attempts: list[AttemptDir], status: Status) -> dict[str, An
     return lines.progress(attempts[-1]) if attempts and isinstance(status, Running | Stopping) else {}
 
 
-def _with_work_done(status: Status, attempts: list[AttemptDir]) -> Status:
+def _with_work_done(status: Status, one: _Read) -> Status:
     """Of a job that lost its supervisor or its node when all was written already: there is nothing to go on with."""
-    lost = isinstance(status, Failed | NodeFail) and status.reason in (Reason.SUPERVISOR_LOST, Reason.NODE_LOST)
-    if not lost or not attempts or not lines.is_done(attempts[-1]):
+    if not isinstance(status, Failed | NodeFail) or status.reason not in (Reason.SUPERVISOR_LOST, Reason.NODE_LOST):
+        return status
+    from cluster.node.history import finished  # most jobs lose nothing
+    if not finished(one.run, one.spec["resume_rule"]["kind"] == "launch"):
         return status
     return Completed(status.at, status.attempt, Reason.DONE, f"{status.reason.value} after its last word",
                      status.checkpoint_step)

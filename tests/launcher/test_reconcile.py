@@ -50,6 +50,23 @@ def test_a_dead_node_leaves_the_state_and_marks_the_age(
     assert "connection refused" in found.unreachable["local"]
 
 
+def test_the_node_of_an_ended_job_is_asked_again_until_all_of_it_was_told(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = view("a", "local", "FAILED")
+    answers = [{"untold": True}, {"untold": False}]
+
+    class Local:
+        def status(self, run_dirs: list[str]) -> dict[str, Any]:
+            return {"jobs": [ended | answers.pop(0)], "broken": [], "notes": ["nobody could be told"]}
+
+    monkeypatch.setattr(reconcile, "backend_of", lambda node: Local())
+    with open_index(tmp_path / "index.sqlite") as index:
+        index.put(Job("t-a", "a", None, "local", "/w/runs/a", False, 1.0, 1.0, view("a", "local")))
+        found = [status(index, (), False, tmp_path) for _ in range(3)]
+    assert [len(one.jobs) for one in found] == [1, 0, 0] and not answers
+    assert [bool(one.notes) for one in found] == [True, True, False]
+
+
 def test_a_sweep_that_was_cut_off_is_asked_about_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 

@@ -329,6 +329,50 @@ def test_a_node_that_was_lost_leaves_an_attempt_to_go_on_from(make: MakeJob, slu
     assert [start.by for start in starts(job)] == ["submit", "scheduler"]
 
 
+DONE_THEN_HANGS = """
+import json, os, time
+attempt = os.path.join(os.environ["LAUNCH_RUN_DIR"], "attempts", os.environ["LAUNCH_ATTEMPT"].zfill(3))
+with open(attempt + "/metrics.jsonl", "a") as file:
+    file.write(json.dumps({"t": time.time(), "step": 9, "total": 9, "event": "done"}) + "\\n")
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+def power_cut(job: Job) -> None:
+    job.supervisor.kill()
+    job.supervisor.wait()
+    process.sweep(None, job.spec.token)
+    wait_until(lambda: not process.members(None, job.spec.token))
+
+
+def test_a_node_that_was_lost_when_all_was_done_leaves_a_completed_job(make: MakeJob, slurm: Scheduler) -> None:
+    """Also when the next node is lost before it could say so."""
+    job = make(sys.executable, "-c", DONE_THEN_HANGS, resume_rule=ResumeRule("launch"))
+    slurm.start(job).says("up")
+    power_cut(job)
+    job.run.attempt(1).path.mkdir()
+    assert ended(slurm.start(job, restarts=2)) == 0  # so that what waits for it by afterok begins
+    assert isinstance(job.status, Completed) and "attempt 0 had done all of it" in job.status.detail
+    assert job.endings[-1].step == 9 and not job.run.attempt(2).metrics.exists()
+    assert [start.by for start in starts(job)] == ["submit", "scheduler"]
+
+
+def test_a_node_that_was_lost_after_the_ending_was_written_runs_nothing_again(make: MakeJob, slurm: Scheduler) -> None:
+    job = make("sh", "-c", "echo x >> ../ran")
+    assert ended(slurm.start(job)) == 0 and ended(slurm.start(job, restarts=1)) == 0
+    assert (job.run.path / "ran").read_text() == "x\n" and isinstance(job.status, Completed)
+
+
+def test_a_job_with_more_to_do_since_it_was_done_goes_on(make: MakeJob, slurm: Scheduler) -> None:
+    """A person gave it more while SLURM was about to start it again."""
+    job = make(sys.executable, "-c", DONE_THEN_HANGS, resume_rule=ResumeRule("launch"))
+    slurm.start(job).says("up")
+    power_cut(job)
+    job.run.spec.write_bytes(replace(job.spec, argv=("sh", "-c", "echo more; exit 3")).to_json())
+    assert ended(slurm.start(job, restarts=1)) == 1 and "more" in job.log()
+
+
 # --- two at once --------------------------------------------------------------------------------------------
 
 def test_of_two_live_supervisors_the_older_ends_and_spoils_nothing(make: MakeJob, slurm: Scheduler) -> None:

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 
 from cluster.contract import RunDir
-from cluster.events import AttemptEnded, AttemptStarted, Fired, Reason, encode
-from cluster.node import environment, notify, untold
+from cluster.events import AttemptEnded, AttemptStarted, Fired, Launched, Reason, encode
+from cluster.node import environment, notify, untold, view, webhook
 from cluster.spec import JobSpec, RestartPolicy, Tell
 from configs.errors import ConfigError
 from launcher.nodes import load_nodes
 from launcher.submit import secret_values
 from tests.helpers import wait_until
 from tests.node.conftest import Job
+from tests.node.scheduled import iso, queued, slurm_run, started_on
+from tests.slurm.fake import FakeSlurm
 
 MakeJob = Callable[..., Job]
 KEY = "a-very-secret-path"
@@ -58,6 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.heard.append(said)
         try:
             self.send_response(code)
+            if code == 301:
+                self.send_header("Location", self.server.url)
             self.end_headers()
         except BrokenPipeError:  # who asked has not waited
             pass
@@ -157,6 +161,81 @@ def test_what_a_lost_supervisor_could_not_tell_the_next_command_has_told(
     no_secret_in(job)
 
 
+def test_a_supervisor_that_was_lost_is_told_of_by_the_next(make_job: MakeJob, server: Server) -> None:
+    """As soon as that lives, not with its own first event."""
+    job = make_job("command", "sleep", "600", notify=(Tell("webhook", "HOOK"),))
+    knows(job, HOOK=server.url)
+    job.start().wait_for("RUNNING")
+    assert job.supervisor is not None
+    job.supervisor.kill()
+    job.supervisor.wait()
+    wait_until(lambda: not job.members())
+    job.start("restart").wait_for("RUNNING")
+    (said,) = wait_until(lambda: server.heard)
+    assert (said["id"], said["kind"], said["reason"]) == (f"{job.spec.id}/000.lost", "failure", "supervisor lost")
+    job.stop()
+    assert [one["kind"] for one in server.heard] == ["failure", "end"]
+
+
+def test_a_node_that_was_lost_is_a_failure_also_when_the_scheduler_goes_on(tmp_path: Path) -> None:
+    run, spec = ended_run(tmp_path, Launched(2.0, ("true",), (), 7), notify_by=(Tell("slack", "HOOK"),))
+    lines = run.attempt(0).journal.read_text().splitlines(keepends=True)
+    run.attempt(0).journal.write_text("".join(lines[:-1]))
+    run.attempt(1).path.mkdir()
+    again = AttemptStarted(time.time(), 1, "scheduler", "gpu02", "boot", 2, 1.0, (), None, 40)
+    run.attempt(1).journal.write_text(json.dumps(encode(again)) + "\n")
+    run.attempt(2).path.mkdir()  # has only begun
+    (said,) = notify.messages(run, spec)
+    assert said.kind == "failure" and said.text.endswith(
+        "node lost: it wrote no ending; checkpoint at step 40; it is started again by itself")
+
+
+def test_what_nobody_could_tell_of_a_job_that_slurm_lost_its_login_node_tells(
+        fake_slurm: FakeSlurm, tmp_path: Path, server: Server) -> None:
+    """No supervisor here can say that it lives or does not: it was silent for long, and SLURM knows."""
+    run = slurm_run(tmp_path, "a-1", (started_on("7"), Launched(time.time() - 299, ("true",), (), 6)), ["7"],
+                    beat_age_s=90, notify=(Tell("webhook", "HOOK"),))
+    fake_slurm.jobs(queued("7", State="NODE_FAIL", NodeList="gpu01", EndTime=iso(time.time() - 80)))
+    environment.write_secrets(tmp_path, {"HOOK": server.url})
+    notify.mark(run)
+    answer = view.status({"workdir": str(tmp_path), "jobs": [str(run.path)]}, None)
+    assert answer["jobs"][0]["untold"] is True
+    (said,) = wait_until(lambda: server.heard)
+    assert (said["kind"], said["reason"], said["detail"]) == ("failure", "node lost", "on gpu01")
+    wait_until(lambda: not notify.marked(run))
+    assert view.status({"workdir": str(tmp_path), "jobs": [str(run.path)]}, None)["jobs"][0]["untold"] is False
+
+
+def test_what_is_told_on_a_full_disk_is_told_once(
+        tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = ended_run(tmp_path, notify_by=(Tell("webhook", "HOOK"),))
+    environment.write_secrets(tmp_path, {"HOOK": server.url})
+
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(notify, "open", full, raising=False)
+    assert notify.deliver(str(run.path)) == {"left": 0, "problem": "", "unwritten": 1, "begun": True}
+    assert len(server.heard) == 1
+
+
+@pytest.mark.parametrize("address", ["http://mina:hunter2@127.0.0.1:1/x", f"http://127.0.0.1:1/a b/{KEY}",
+                                     f"http://127.0.0.1:1/{KEY}\n", "http://127.0.0.1:port-hunter2/"])
+def test_an_address_that_cannot_be_asked_is_not_quoted(address: str) -> None:
+    problem = webhook.post("webhook", address, b"{}", 5.0)
+    assert problem.startswith("webhook: ") and "hunter2" not in problem and KEY not in problem
+
+
+def test_a_redirect_is_a_failure_for_what_is_told_would_not_arrive(server: Server) -> None:
+    server.answers = [301]
+    assert webhook.post("webhook", server.url, b"{}", 5.0) == "webhook: HTTP 301 Moved Permanently"
+
+
+def test_of_an_address_no_part_is_told() -> None:
+    said = f"POST /services/{KEY} HTTP/1.1 by mina:hunter2"
+    assert notify.redacted(said, [f"https://mina:hunter2@hooks.example.org/services/{KEY}"]) == "POST /*** HTTP/1.1 by ***"
+
+
 def test_a_command_gets_all_of_it_on_stdin_and_secrets_are_cut_out(tmp_path: Path) -> None:
     heard = tmp_path / "heard.json"
     tell = Tell("command", command=(sys.executable, "-c", f"import sys; open({str(heard)!r}, 'a').write(sys.stdin.read())"),
@@ -165,7 +244,7 @@ def test_a_command_gets_all_of_it_on_stdin_and_secrets_are_cut_out(tmp_path: Pat
              for rule, policy in (("stalled", "notify"), ("at-chance", "notify"), ("stalled", "log"))]
     run, _ = ended_run(tmp_path, *fired, notify_by=(tell,), detail=f"login with {PASSWORD} failed")
     environment.write_secrets(tmp_path, {"PASSWORD": PASSWORD})
-    assert notify.deliver(str(run.path)) == {"left": 0, "problem": ""}
+    assert notify.deliver(str(run.path)) == {"left": 0, "problem": "", "unwritten": 0, "begun": True}
     said = heard.read_text()
     assert PASSWORD not in said and "login with *** failed" in said
     first, second = (json.loads(part) for part in said.replace("}{", "}\n{").splitlines())

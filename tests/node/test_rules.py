@@ -265,7 +265,7 @@ def test_the_time_of_a_job_adds_up() -> None:
     first = Attempt(0, 100.0, 101.0, 230.0, lines=own)
     second = Attempt(1, 250.0, 251.0, 300.0, resume_step=80, lines=[{"t": 260.0, "step": 80, "event": "resumed"}, *(
         {"t": 180.0 + n, "step": n, "loss": 1.0, "grad_norm": 1.0, "it_s": 1.0} for n in range(81, 101))])
-    found = goodput([first, second], 90.0, 999.0)
+    found = goodput([first, second], 90.0, 300.0)
     assert found["wall"] == pytest.approx(300 - 90) and found["wall"] == pytest.approx(sum(found[part] for part in PARTS))
     assert (found["queue"], found["between"], found["replay"]) == (10.0, 20.0, 20.0)
     assert found["useful"] == pytest.approx(100, abs=3) and found["finish"] == pytest.approx(19 + 20)

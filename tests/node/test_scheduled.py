@@ -108,6 +108,13 @@ def test_the_jobs_that_it_waits_for_are_named(fake_slurm: FakeSlurm, tmp_path: P
     assert shown(waiting)["detail"] == "phase1-b: error in the program: exit code 3"
 
 
+def test_a_job_whose_node_failed_when_all_was_done_is_complete(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    fake_slurm.jobs(queued("7", State="NODE_FAIL", EndTime=iso(NOW - 60)))
+    run = slurm_run(tmp_path, "a-1", RUNNING, ["7"])
+    run.attempt(0).metrics.write_text('{"t": 1.0, "step": 9, "total": 9, "event": "done"}\n')
+    assert (shown(run)["state"], shown(run)["reason"]) == ("COMPLETED", "done")
+
+
 def test_an_ending_by_slurm_alone_is_not_believed_at_once(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
     fake_slurm.jobs(queued("7", State="FAILED", EndTime=iso(time.time() - 1)))
     found = shown(slurm_run(tmp_path, "a-1", RUNNING, ["7"]))

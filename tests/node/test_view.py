@@ -8,10 +8,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from cluster.contract import RunDir, write_atomically
 from cluster.events import Event
 from cluster.node import process
 from cluster.node.view import view_of
+from cluster.spec import ResumeRule
 from tests.cluster.jobs import DONE, LAUNCHED, STARTED, past_run
 
 
@@ -69,6 +72,19 @@ def test_a_job_that_lost_its_supervisor_after_its_last_word_is_complete(tmp_path
         file.write('{"t": 4.0, "step": 9, "event": "done"}\n')
     view = view_of(lost)
     assert (view["state"], view["reason"]) == ("COMPLETED", "done") and "after its last word" in view["detail"]
+
+
+@pytest.mark.parametrize("newer", [True, False])
+def test_a_trainers_report_says_that_it_is_complete(tmp_path: Path, newer: bool) -> None:
+    """The last line of the metrics may be lost with the node. The report of an earlier attempt says nothing."""
+    lost = past_run(tmp_path, "phase3-aaaaaa", (STARTED, LAUNCHED), resume_rule=ResumeRule("launch"))
+    lost.attempt(0).metrics.write_text('{"t": 2.0, "step": 9, "total": 9}\n')
+    lost.attempt(0).spec.write_bytes(lost.spec.read_bytes())
+    lost.artifacts.mkdir()
+    (lost.artifacts / "report.json").write_text("{}")
+    began = lost.attempt(0).spec.stat().st_mtime_ns + (-1 if newer else 1) * 10 ** 9
+    os.utime(lost.attempt(0).spec, ns=(began, began))
+    assert (view_of(lost)["state"] == "COMPLETED") is newer
 
 
 def test_a_run_by_hand_that_validation_ended_is_complete(tmp_path: Path) -> None:
