@@ -8,9 +8,7 @@ from typing import Literal
 from configs.fields import (
     Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Text, Weight,
 )
-from configs.phase3 import Checkpoint, Wandb
-
-Precision = Literal["fp32", "bf16"]
+from configs.training import AdamW, Checkpoint, Precision, Schedule as AnySchedule, Wandb
 
 
 class TinyBase(Strict):
@@ -66,23 +64,14 @@ class Lora(Strict):
     dropout: Fraction = 0.1
 
 
-class Optimizer(Strict):
-    """AdamW."""
-
+class Optimizer(AdamW):
     lr: PositiveFloat = 1e-4
     gate_lr: PositiveFloat = 1e-2  # of the gates, which have no weight decay
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
-    weight_decay: Weight = 0.01
-    grad_clip: PositiveFloat = 0.5  # norm
-    allowed_gradnorm_factor: PositiveFloat = 1000.0  # a step whose norm exceeds grad_clip times this is skipped
+    grad_clip: PositiveFloat = 0.5
 
 
-class Schedule(Strict):
-    """Linear warm-up, then the decay; counted in applied updates."""
-
+class Schedule(AnySchedule):
     warmup: Count = 600
-    decay: Literal["cosine", "constant"] = "cosine"
 
 
 class Validation(Strict):

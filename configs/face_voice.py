@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from configs.fields import (
-    Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Text, Weight,
-    check_pattern,
+    Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Text, check_pattern,
 )
-from configs.phase3 import Wandb
+from configs.training import AdamW, Checkpoint as AnyCheckpoint, Precision, Wandb
 
 Share = Annotated[float, Meta(ge=0, lt=1)]
 
@@ -124,16 +123,12 @@ class Validation(Strict):
     trials: Positive = 2000  # of 1:2 matching
 
 
-class Optimizer(Strict):
-    """AdamW with two learning rates; weight decay on 2-D weights only."""
+class Optimizer(AdamW):
+    """Weight decay on 2-D weights only."""
 
     lr: PositiveFloat = 1e-3  # heads and temperature
     towers_lr: PositiveFloat = 1e-5
-    beta1: Fraction = 0.9
     beta2: Fraction = 0.98
-    weight_decay: Weight = 0.01
-    grad_clip: PositiveFloat = 1.0  # norm
-    allowed_gradnorm_factor: PositiveFloat = 1000.0  # a step whose norm exceeds grad_clip times this is skipped
 
 
 class Schedule(Strict):
@@ -160,7 +155,7 @@ class Training(Strict):
     batch: Positive = 64  # pairs compared with one another, over all ranks; never changed
     accumulation: Positive = 1
     seed: Count = 0
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     loader_workers: Count = 4  # processes per rank
     flip: bool = True  # faces mirrored, every second time
     clips: Clips = Clips()
@@ -194,9 +189,8 @@ class Features(Strict):
     batch: Positive = 32
 
 
-class Checkpoint(Strict):
+class Checkpoint(AnyCheckpoint):
     every_steps: Positive = 500
-    keep_last: Positive = 2
 
 
 class FaceVoiceRun(Strict):

@@ -9,9 +9,11 @@ from msgspec.structs import force_setattr, replace
 from configs.fields import (
     Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Weight,
 )
-from configs.phase3 import Checkpoint, Dataset, Mode, Wandb, shortened
+from configs.training import (
+    TEST_SAMPLING_STEPS, AdamW, Checkpoint, Dataset, Decay, Mode, Precision, Schedule as AnySchedule, Wandb,
+    check_updates, shortened,
+)
 
-TEST_SAMPLING_STEPS = 25
 Views = Count | Literal["random"] | tuple[Count, ...]
 
 
@@ -82,22 +84,15 @@ class Validation(Strict):
             raise ValueError("`lpips_weights` and `lpips_heads`: LPIPS needs both files; give both, or neither")
 
 
-class Optimizer(Strict):
-    """AdamW; weight decay on weights of two and more dimensions."""
+class Optimizer(AdamW):
+    """Weight decay on weights of two and more dimensions."""
 
     lr: PositiveFloat = 5e-5
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.999
-    weight_decay: Weight = 0.01
-    grad_clip: PositiveFloat = 1.0  # norm
-    allowed_gradnorm_factor: PositiveFloat = 50.0  # a step whose norm exceeds grad_clip times this is skipped
+    allowed_gradnorm_factor: PositiveFloat = 50.0
 
 
-class Schedule(Strict):
-    """Linear warm-up, then the decay; counted in applied updates."""
-
-    warmup: Count = 100
-    decay: Literal["constant", "cosine"] = "constant"
+class Schedule(AnySchedule):
+    decay: Decay = "constant"
 
 
 class Training(Strict):
@@ -112,7 +107,7 @@ class Training(Strict):
     batch_per_rank: Positive = 4  # objects, of all their views each
     accumulation: Positive = 1
     seed: Count = 0
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     loader_workers: Count = 4  # processes per rank
     gradient_checkpointing: bool = True
     optimizer: Optimizer = Optimizer()
@@ -121,9 +116,7 @@ class Training(Strict):
     log_every_steps: Positive = 1
 
     def __post_init__(self) -> None:
-        if self.max_steps < self.accumulation:
-            raise ValueError(f"`accumulation`: {self.accumulation} passes make one update, but max_steps is "
-                             f"only {self.max_steps}: there would be no update at all")
+        check_updates(self.max_steps, self.accumulation)
         if self.condition_dropout > 1 / 3:
             raise ValueError(f"`condition_dropout`: {self.condition_dropout} is the chance of each of three cases; "
                              "at most 1/3")

@@ -7,9 +7,7 @@ from typing import Literal
 from msgspec.structs import force_setattr, replace
 
 from configs.fields import Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Text
-
-TEST_SAMPLES = 600
-TEST_SAMPLING_STEPS = 25
+from configs.training import TEST_SAMPLES, TEST_SAMPLING_STEPS, Mode, Precision
 
 
 class Sources(Strict):
@@ -59,13 +57,13 @@ class Generator(Strict):
     guidance: PositiveFloat = 3.0  # 1: none
     eta: Fraction = 1.0
     seed: Count = 0
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
 
 
 class Phase2Run(Strict):
     generator: Generator
     sources: Sources
-    mode: Literal["full", "test"] = "full"  # test: at most 600 samples and 25 sampling steps
+    mode: Mode = "full"  # test: at most 600 samples and 25 sampling steps
     batch: Positive | None = None  # samples at once per rank; null: as many as the GPU's free memory holds
     max_batch: Positive = 16  # of what is found so
     val_share: Fraction = 0.1  # of the source frames, all samples of a frame on one side

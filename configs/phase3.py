@@ -1,13 +1,12 @@
 """The run file of phase 3: GS-LRM, six posed views to 3D Gaussians. Defaults are the reference's values."""
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Literal
 
-from msgspec.structs import force_setattr, replace
+from msgspec.structs import force_setattr
 
-from configs.fields import (
-    Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Text, Weight,
-)
+from configs.fields import Count, DataPath, Fraction, Positive, PositiveFloat, ResourcesOverride, Strict, Weight
+from configs.training import AdamW, Checkpoint, Dataset, Mode, Precision, Wandb, check_updates, shortened
 
 
 class Model(Strict):
@@ -35,13 +34,6 @@ class Model(Strict):
             raise ValueError(f"`patch_size`: {self.patch_size} does not divide image_size {self.image_size}")
 
 
-class Dataset(Strict):
-    path: DataPath  # a list file, one sample directory per line
-    on_bad: Literal["error", "skip"] = "error"  # skip: bad samples are counted and listed
-    background: tuple[Fraction, Fraction, Fraction] = (1.0, 1.0, 1.0)  # RGB behind transparent pixels
-    max_samples: Positive | None = None  # spread evenly over the list; null: all
-
-
 class Validation(Strict):
     """Every leave-one-out view of every sample, with the same inputs each time."""
 
@@ -50,15 +42,14 @@ class Validation(Strict):
     max_samples: Positive | None = None  # null: all
 
 
-class Optimizer(Strict):
-    """AdamW; weight decay on 2-D weights only."""
+class Optimizer(AdamW):
+    """Weight decay on 2-D weights only."""
 
     lr: PositiveFloat = 5e-6
-    beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     weight_decay: Weight = 0.05
-    grad_clip: PositiveFloat = 0.5  # norm
-    allowed_gradnorm_factor: PositiveFloat = 50.0  # a step whose norm exceeds grad_clip times this is skipped
+    grad_clip: PositiveFloat = 0.5
+    allowed_gradnorm_factor: PositiveFloat = 50.0
 
 
 class Schedule(Strict):
@@ -105,7 +96,7 @@ class Training(Strict):
     batch_per_rank: Positive = 1
     accumulation: Positive = 1
     seed: Count = 0
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     loader_workers: Count = 4  # processes per rank
     # false: all activations are kept; selective: those of attention, the rest is computed again in backward; true: all
     # is computed again; auto: the first of these that fits into the free memory
@@ -118,32 +109,7 @@ class Training(Strict):
     log_every_steps: Positive = 1
 
     def __post_init__(self) -> None:
-        if self.max_steps < self.accumulation:
-            raise ValueError(f"`accumulation`: {self.accumulation} passes make one update, but max_steps is "
-                             f"only {self.max_steps}: there would be no update at all")
-
-
-class Checkpoint(Strict):
-    every_steps: Positive = 1000
-    keep_last: Positive = 2
-
-
-class Wandb(Strict):
-    mode: Literal["off", "offline", "online"] = "off"  # online without a key becomes offline
-    project: Text = "launch"
-
-
-TEST_SAMPLES = 600
-TEST_STEPS = 10_000
-Mode = Literal["full", "test"]
-T = TypeVar("T", bound=Strict)
-
-
-def shortened(training: T) -> T:
-    """The `training:` of a run in test mode: at most so many training samples and steps, whatever it asks for."""
-    samples = min(TEST_SAMPLES, training.dataset.max_samples or TEST_SAMPLES)
-    return replace(training, dataset=replace(training.dataset, max_samples=samples),
-                   max_steps=min(TEST_STEPS, training.max_steps))
+        check_updates(self.max_steps, self.accumulation)
 
 
 class Phase3Run(Strict):

@@ -8,6 +8,7 @@ from msgspec import Meta
 from configs.fields import Count, DataPath, Positive, PositiveFloat, ResourcesOverride, Strict
 from configs.phase2 import Generator
 from configs.phase3 import Model
+from configs.training import Precision
 
 Fill = Annotated[float, Meta(gt=0, le=1)]
 Elevation = Annotated[float, Meta(gt=-90, lt=90)]
@@ -26,7 +27,7 @@ class Reconstructor(Strict):
 
     checkpoint: DataPath
     model: Model | None = None  # null: what the checkpoint or its run says; for public ones the public sizes
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
 
 
 class Turntable(Strict):

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.face_voice import Data, FaceVoiceRun, Procedural, Source
-from configs.load import read_run
 from jobs.runtime import Job, JobError, StopFlag, run_job
-from jobs.start import arguments, find_path, open_job, open_wandb, with_found
+from jobs.start import find_path, open_job, open_wandb, run_stage, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from collections.abc import Callable
@@ -34,14 +33,7 @@ ALLOW_OVERLAP = "take a validation or test set with identities that are trained 
 
 
 def main() -> None:
-    given = arguments("face_voice", "Match faces and voices.", allow_overlap=ALLOW_OVERLAP)
-    config = read_run(given.config, FaceVoiceRun)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # every weight comes from a folder that the config names
-    from jobs.world import open_world
-
-    with open_world() as world:
-        # Not before: a rank that waits for one that failed to join must end by torchrun's SIGTERM.
-        _train(config, given, world, StopFlag().install())
+    run_stage("face_voice", "Match faces and voices.", FaceVoiceRun, _train, allow_overlap=ALLOW_OVERLAP)
 
 
 def _train(config: FaceVoiceRun, given: argparse.Namespace, world: World, stop: StopFlag) -> None:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.face_voice import Clips, Data, FaceVoiceEvalRun, Model
-from configs.load import read_run
 from jobs.face_voice import ALLOW_OVERLAP, keep, made_here, with_found_source
 from jobs.runtime import Job, JobError, StopFlag, job_from_environment, run_job
-from jobs.start import arguments, find_path, open_job
+from jobs.start import find_path, open_job, run_stage
 
 if TYPE_CHECKING:
     from jobs.data.pairs import Parts
@@ -30,13 +29,8 @@ _STEPS = 2  # embeddings, protocols
 
 
 def main() -> None:
-    given = arguments("face_voice_eval", "Evaluate face-voice matching.", allow_overlap=ALLOW_OVERLAP)
-    config = read_run(given.config, FaceVoiceEvalRun)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # every weight comes from a folder that the config names
-    from jobs.world import open_world
-
-    with open_world() as world:
-        _evaluate(config, given, world, StopFlag().install())
+    run_stage("face_voice_eval", "Evaluate face-voice matching.", FaceVoiceEvalRun, _evaluate,
+              allow_overlap=ALLOW_OVERLAP)
 
 
 def _evaluate(config: FaceVoiceEvalRun, given: argparse.Namespace, world: World, stop: StopFlag) -> None:

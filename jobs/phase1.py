@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.load import read_run
 from configs.phase1 import Phase1Run
 from jobs.runtime import Job, JobError, StopFlag, job_from_environment, run_job
-from jobs.start import arguments, open_job, open_wandb, plan_of, told, with_found
+from jobs.start import open_job, open_wandb, plan_of, run_stage, told, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from jobs.data.multiview import MultiView
@@ -28,13 +27,7 @@ _STAGED = ".components-"  # beside the checkpoints, per attempt
 
 
 def main() -> None:
-    given = arguments("phase1", "Train MVDiffusion: one view to all views of a rig.")
-    config = read_run(given.config, Phase1Run)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # every weight comes from a folder that the config names
-    from jobs.world import open_world
-
-    with open_world() as world:
-        _train(config, given, world, StopFlag().install())
+    run_stage("phase1", "Train MVDiffusion: one view to all views of a rig.", Phase1Run, _train)
 
 
 def _train(config: Phase1Run, given: argparse.Namespace, world: World, stop: StopFlag) -> None:

@@ -13,10 +13,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.load import read_run
 from configs.phase2 import Phase2Run
 from jobs.runtime import Job, JobError, StopFlag, run_job
-from jobs.start import arguments, find_list, open_job, told, with_found
+from jobs.start import find_list, open_job, run_stage, told, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from jobs.data.samples import Sample
@@ -29,13 +28,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
 def main() -> None:
-    given = arguments("phase2", "Make a synthetic six-view data set with the generator of phase 1.")
-    config = read_run(given.config, Phase2Run)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # every weight comes from a folder that the config names
-    from jobs.world import open_world
-
-    with open_world() as world:
-        _generate(config, given, world, StopFlag().install())
+    run_stage("phase2", "Make a synthetic six-view data set with the generator of phase 1.", Phase2Run, _generate)
 
 
 def _generate(config: Phase2Run, given: argparse.Namespace, world: World, stop: StopFlag) -> None:

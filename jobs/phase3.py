@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.load import read_run
 from configs.phase3 import Phase3Run
 from jobs.runtime import JobError, StopFlag, run_job
-from jobs.start import arguments, open_job, open_wandb, plan_of, told, with_found
+from jobs.start import open_job, open_wandb, plan_of, run_stage, told, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from jobs.data.multiview import Found, MultiView
@@ -21,13 +20,7 @@ if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told befor
 
 
 def main() -> None:
-    given = arguments("phase3", "Train GS-LRM on posed views.")
-    config = read_run(given.config, Phase3Run)
-    from jobs.world import open_world
-
-    with open_world() as world:
-        # Not before: a rank that waits for one that failed to join must end by torchrun's SIGTERM.
-        _train(config, given, world, StopFlag().install())
+    run_stage("phase3", "Train GS-LRM on posed views.", Phase3Run, _train)
 
 
 def _train(config: Phase3Run, given: argparse.Namespace, world: World, stop: StopFlag) -> None:

@@ -16,11 +16,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.load import read_run
 from configs.reconstruct import ReconstructRun
 from jobs import bars
 from jobs.runtime import Job, JobError, StopFlag, run_job
-from jobs.start import arguments, find_list, find_path, open_job, with_found
+from jobs.start import find_list, find_path, open_job, run_stage, with_found
 
 if TYPE_CHECKING:  # torch takes a second: a mistake in the config is told before it is imported
     from torch import Tensor
@@ -36,13 +35,7 @@ _STEPS = 4  # views, Gaussians and renders, turntable, metrics
 
 
 def main() -> None:
-    given = arguments("reconstruct", "One picture to six views to 3D Gaussians.")
-    config = read_run(given.config, ReconstructRun)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # every weight comes from a folder that the config names
-    from jobs.world import open_world
-
-    with open_world() as world:
-        _reconstruct(config, given, world, StopFlag().install())
+    run_stage("reconstruct", "One picture to six views to 3D Gaussians.", ReconstructRun, _reconstruct)
 
 
 def _reconstruct(config: ReconstructRun, given: argparse.Namespace, world: World, stop: StopFlag) -> None:

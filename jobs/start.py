@@ -6,18 +6,37 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from jobs.runtime import Job, job_by_hand, job_from_environment
+from configs.fields import Strict
+from configs.load import read_run
+from jobs.runtime import Job, StopFlag, job_by_hand, job_from_environment
 
 if TYPE_CHECKING:
-    from configs.fields import Strict
+    from collections.abc import Callable
+
     from configs.phase1 import Phase1Run
-    from configs.phase3 import Phase3Run, Wandb as WandbConfig
+    from configs.phase3 import Phase3Run
+    from configs.training import Wandb as WandbConfig
     from jobs.data.multiview import Found
     from jobs.metrics import Wandb
     from jobs.schedule import Plan
     from jobs.world import World
+
+S = TypeVar("S", bound=Strict)
+
+
+def run_stage(stage: str, about: str, schema: type[S],
+              work: Callable[[S, argparse.Namespace, World, StopFlag], None], **flags: str) -> None:
+    """The `main` of a stage: its command line (see `arguments`), its run file, then `work` on every rank."""
+    given = arguments(stage, about, **flags)
+    config = read_run(given.config, schema)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # every weight comes from a folder that the config names
+    from jobs.world import open_world
+
+    with open_world() as world:
+        # Not before: a rank that waits for one that failed to join must end by torchrun's SIGTERM.
+        work(config, given, world, StopFlag().install())
 
 
 def arguments(stage: str, about: str, **flags: str) -> argparse.Namespace:
