@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from configs.clap import Training
 from jobs.clap_components import PARTS, PROJECTOR, Loaded
 from jobs.clap_validation import Grid, Refused, has_learned, in_words
 from jobs.data.clips import ClipBatch, Clips
+from jobs.memory import Memory
 from jobs.metrics import Metrics
 from jobs.runtime import AgreedError
 from jobs.stage import Learning, Stage
@@ -22,7 +22,6 @@ from models.audio_attention import gates, set_trained
 from models.mv_conditioning import training_target
 
 VERDICT, LORA = "validation.json", "lora"
-_CACHE_SHARE = 0.25  # of the free memory of the machine, over all ranks
 TRAINED = {  # stage -> words in the names of what trains
     "clap1": (PROJECTOR, "processor."),
     "clap2": (PROJECTOR, "processor.", "lora_"),
@@ -148,9 +147,7 @@ class Remembered:
 
     def __init__(self, loaded: Loaded, world: World) -> None:
         self._loaded, self._device = loaded, world.device
-        self._room = int(psutil.virtual_memory().available * _CACHE_SHARE / world.size)
-        self._embeddings: dict[int, Tensor] = {}
-        self._moments: dict[int, Tensor] = {}
+        self._memory = Memory.of_machine(world.size)
 
     def of(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """Embeddings [B, E] and the moments of the latents [B, …]."""
@@ -159,22 +156,13 @@ class Remembered:
         return torch.stack(embeddings).to(self._device), torch.stack(moments).to(self._device)
 
     def _embedding(self, batch: ClipBatch, row: int) -> Tensor:
-        index = batch.draws[row].index
-        if index in self._embeddings:
-            return self._embeddings[index]
-        found = self._loaded.conditioning.embed(batch.features[row:row + 1])[0].cpu()
-        return self._keep(self._embeddings, index, found) if batch.whole[row] else found
+        def embed() -> Tensor:
+            return self._loaded.conditioning.embed(batch.features[row:row + 1])[0].cpu()
+
+        return self._memory.get_or_make(("sound", batch.draws[row].index), embed) if batch.whole[row] else embed()
 
     def _moment(self, batch: ClipBatch, row: int) -> Tensor:
-        index = batch.draws[row].index
-        if index in self._moments:
-            return self._moments[index]
-        found = self._loaded.codec.moments(batch.pixels[row:row + 1].to(self._device))[0].cpu()
-        return self._keep(self._moments, index, found)
+        def encode() -> Tensor:
+            return self._loaded.codec.moments(batch.pixels[row:row + 1].to(self._device))[0].cpu()
 
-    def _keep(self, cache: dict[int, Tensor], key: int, value: Tensor) -> Tensor:
-        size = value.numel() * value.element_size()
-        if size <= self._room:
-            self._room -= size
-            cache[key] = value
-        return value
+        return self._memory.get_or_make(("picture", batch.draws[row].index), encode)

@@ -4,7 +4,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from configs.phase1 import Phase1Run
 from jobs import bars
 from jobs.ema import Ema
+from jobs.memory import Memory
 from jobs.metrics import Metrics
 from jobs.mv_components import WEIGHTS_FILE, Components
 from jobs.mv_data import ObjectBatch, Objects
@@ -21,7 +21,6 @@ from jobs.world import World
 from models.mv_conditioning import class_labels, drop_conditions, snr_weights, training_target
 from models.mvdiffusion import EMA, UNET, MVDiffusionPipeline
 
-_CACHE_SHARE = 0.25  # of the free memory of the machine, over all ranks
 VIEWS_PICTURE = "input_generated_truth.png"
 
 
@@ -122,9 +121,7 @@ class ViewEncoder:
 
     def __init__(self, pipeline: MVDiffusionPipeline, world: World) -> None:
         self._pipeline, self._device = pipeline, world.device
-        self._room = int(psutil.virtual_memory().available * _CACHE_SHARE / world.size)
-        self._moments: dict[int, Tensor] = {}
-        self._embeds: dict[tuple[int, int], Tensor] = {}
+        self._memory = Memory.of_machine(world.size)
 
     def conditions(self, batch: ObjectBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Latents sampled anew [B, V, 4, h, w] in the order of the slots, condition latents [B, 4, h, w], and CLIP
@@ -142,22 +139,13 @@ class ViewEncoder:
     @torch.no_grad()
     def _posterior(self, index: int, pixels: Tensor) -> Tensor:
         """Mean and log variance [V, 8, h, w] of all views, in the rig's order."""
-        if index in self._moments:
-            return self._moments[index]
-        pictures = pixels[:, :3].to(self._device).float() / 127.5 - 1
-        found = self._pipeline.vae.encode(pictures.contiguous()).latent_dist.parameters.float().cpu()
-        return self._kept(self._moments, index, found)
+        def encode() -> Tensor:
+            pictures = pixels[:, :3].to(self._device).float() / 127.5 - 1
+            return self._pipeline.vae.encode(pictures.contiguous()).latent_dist.parameters.float().cpu()
+
+        return self._memory.get_or_make(("views", index), encode)
 
     @torch.no_grad()
     def _embedding(self, index: int, view: int, pixels: Tensor) -> Tensor:
-        if (index, view) in self._embeds:
-            return self._embeds[index, view]
-        found = self._pipeline.embed(pixels[None, view, :3].float() / 255)[0].float().cpu()
-        return self._kept(self._embeds, (index, view), found)
-
-    def _kept(self, cache: dict, key: object, value: Tensor) -> Tensor:
-        size = value.numel() * value.element_size()
-        if size <= self._room:
-            self._room -= size
-            cache[key] = value
-        return value
+        return self._memory.get_or_make(("reference", index, view), lambda: self._pipeline.embed(
+            pixels[None, view, :3].float() / 255)[0].float().cpu())

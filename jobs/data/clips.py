@@ -19,6 +19,7 @@ from torch import Tensor
 
 from jobs.data.audio import read_audio
 from jobs.loader import Draw
+from jobs.memory import Memory
 from jobs.runtime import JobError
 from jobs.world import mixed_seed
 
@@ -140,9 +141,7 @@ class Clips:
         self.clips, self.size = list(clips), size
         self._rate, self._most = rate, round(rate * seconds)
         self._seed, self._features, self._anywhere = seed, features, anywhere
-        self._room = _KEPT
-        self._kept: dict[int, Tensor] = {}  # pictures
-        self._kept_features: dict[int, Tensor] = {}  # of sounds that need no crop
+        self._memory = Memory(_KEPT)  # pictures, and the features of sounds that need no crop
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -158,27 +157,18 @@ class Clips:
         return torch.stack([self._picture(index) for index in indices])
 
     def _picture(self, index: int) -> Tensor:
-        if index in self._kept:
-            return self._kept[index]
-        return self._keep(self._kept, index, read_picture(self.clips[index].image, self.size))
+        return self._memory.get_or_make(("picture", index), lambda: read_picture(self.clips[index].image, self.size))
 
     def _heard(self, draw: Draw) -> tuple[Tensor, bool]:
         """The features [1, …] of one sound, and whether it is whole."""
-        if draw.index in self._kept_features:
-            return self._kept_features[draw.index], True
+        if (kept := self._memory.get(("sound", draw.index))) is not None:
+            return kept, True
         sound = read_audio(self.clips[draw.index].audio, self._rate)
         spare = len(sound) - self._most
         if spare <= 0:
-            return self._keep(self._kept_features, draw.index, self._features([sound])), True
+            return self._memory.keep(("sound", draw.index), self._features([sound])), True
         first = mixed_seed("crop", self._seed, draw.step, draw.index) % (spare + 1) if self._anywhere else spare // 2
         return self._features([sound[first:first + self._most]]), False
-
-    def _keep(self, kept: dict[int, Tensor], index: int, value: Tensor) -> Tensor:
-        size = value.numel() * value.element_size()
-        if size <= self._room:
-            self._room -= size
-            kept[index] = value
-        return value
 
 
 def cropped(sound: np.ndarray, rate: int, seconds: float) -> np.ndarray:

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
-import psutil
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from jobs.batch import TensorBatch
 from jobs.data.samples import (
     BadSample, Sample, angles_deg, check_view_count, read_list, read_sample, summary_of, usual_view_count,
 )
 from jobs.loader import Draw
+from jobs.memory import Memory
 from jobs.runtime import JobError
 from jobs.world import World, mixed_seed
 
 OVERLAP_DEG = 60.0
 _DECODE_ALL_BELOW = 4096  # images; beyond that, pixels are checked when they are read
-_CACHE_SHARE = 0.25  # of the free memory of the machine, over all ranks
 T = TypeVar("T")
 
 
@@ -35,7 +35,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(TensorBatch):
     """B samples with the same number of views each, the inputs first.
 
     pixels uint8 [B, n, 4, S, S]; c2w [B, n, 4, 4]; fxfycxcy [B, n, 4] px; views [B, n] the views' places in
@@ -47,16 +47,6 @@ class Batch:
     fxfycxcy: Tensor
     views: Tensor
     names: list[str]
-
-    def pin_memory(self) -> Batch:
-        return self._map(Tensor.pin_memory)
-
-    def to(self, device: torch.device) -> Batch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(change(self.pixels), change(self.c2w), change(self.fxfycxcy), change(self.views),
-                     self.names)
 
     @property
     def images(self) -> Tensor:
@@ -102,15 +92,14 @@ class ViewChoice:
 class MultiView:
     """Samples at `size` x `size` px over `background`; a `jobs.loader.Source`.
 
-    The cache holds what fits into a share of the memory and never evicts: what fits is then never read twice.
+    Their pixels are kept, as many as fit into the memory.
     """
 
     def __init__(self, samples: list[Sample], size: int, background: tuple[float, float, float],
                  choice: ViewChoice, seed: int, ranks: int) -> None:
         self.samples, self.size, self.background = samples, size, background
         self._choice, self._seed = choice, seed
-        self._room = int(psutil.virtual_memory().available * _CACHE_SHARE / ranks)
-        self._cache: dict[int, Tensor] = {}
+        self._memory = Memory.of_machine(ranks)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -118,12 +107,7 @@ class MultiView:
     def views(self, index: int) -> Views:
         """All views of one sample. Raises BadSample."""
         sample = self.samples[index]
-        pixels = self._cache.get(index)
-        if pixels is None:
-            pixels = read_pixels(sample, self.size, self.background)
-            if self._room >= pixels.numel():
-                self._room -= pixels.numel()
-                self._cache[index] = pixels
+        pixels = self._memory.get_or_make(index, lambda: read_pixels(sample, self.size, self.background))
         return Views(pixels, sample.c2w(), sample.fxfycxcy(self.size))
 
     def batch(self, draws: list[Draw]) -> Batch:

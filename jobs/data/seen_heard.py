@@ -4,7 +4,6 @@ What is drawn at random (the piece of a recording, the mirrored face) is a funct
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from jobs.batch import TensorBatch
 from jobs.data.audio import SILENT_PEAK, AudioError, probe_audio, read_audio
 from jobs.data.pairs import People, Person, some
 from jobs.loader import Draw
@@ -148,7 +148,7 @@ def _without(people: People, bad: dict[Path, JobError]) -> People:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(TensorBatch):
     """`faces`: [B, 3, S, S] or the features [B, C] of a frozen tower; `voices`: [B, T] padded with 0 behind `lengths`
     [B], or features and no lengths."""
 
@@ -157,16 +157,6 @@ class Batch:
     lengths: Tensor | None
     identities: Tensor  # [B]
     names: list[str]
-
-    def pin_memory(self) -> Batch:
-        return self._map(Tensor.pin_memory)
-
-    def to(self, device: torch.device) -> Batch:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        lengths = None if self.lengths is None else change(self.lengths)
-        return Batch(change(self.faces), change(self.voices), lengths, change(self.identities), self.names)
 
 
 class Medium(Protocol):
