@@ -39,7 +39,7 @@ def plan(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: 
                         hint=f"say which: launch restart {chosen[0].name or chosen[0].id} …")
         return Again((plan_restart(index, chosen[0].id, sets, fresh_code, start, other, command),))
     plans = [_chosen(index, job, sets, fresh_code, start) for job in chosen]
-    following, notes = _following(index, chosen, start)
+    following, notes = _following(index, chosen)
     plans += [_anew(index, job, start) for job in following]
     return Again(tuple(plans), tuple(notes))
 
@@ -58,7 +58,7 @@ def _because(job: Job) -> bool:
     return job.view.get("reason") == Reason.DEPENDENCY.value
 
 
-def _following(index: Index, begun: Sequence[Job], start: Path) -> tuple[list[Job], list[str]]:
+def _following(index: Index, begun: Sequence[Job]) -> tuple[list[Job], list[str]]:
     """What waits for these jobs, directly or not: those of the same pipeline that have to run (again), and words
     about the others.
     """

@@ -10,7 +10,6 @@ Source: Zhang et al., GS-LRM (2024), as trained in FaceLift (Lyu et al., 2025).
 """
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from models.cameras import RADIUS, rays
+from models.cameras import rays
 from models.gaussians import Gaussians
 from models.weights import WeightsError, read_weights
 
@@ -60,15 +59,6 @@ class GSLRMConfig:
             raise ValueError(f"GS-LRM: d = {self.d} is not a multiple of d_head = {self.d_head}")
         if min(self.d, self.d_head, self.n_layer, self.patch_size) < 1:
             raise ValueError(f"GS-LRM: sizes must be positive: {self}")
-
-
-def splat_scale(fx: float, distance: float = RADIUS) -> tuple[float, float]:
-    """(scale_bias, scale_max) for training from scratch with focal length `fx` px: splats start at 0.6 px.
-
-    The checkpoint's constants suit 512 px; below that they blur everything and the picture turns white.
-    """
-    bias = math.log(0.6 * distance / fx)
-    return bias, bias + 0.7
 
 
 class Attention(nn.Module):

@@ -23,7 +23,6 @@ from cluster.node import process
 ASK_S = 20.0  # the first question after boot loads the driver
 _QUERY = "--query-compute-apps=gpu_uuid,pid,used_memory,process_name"
 _UNKNOWN = "?"
-_HOUR_S = 3600.0
 _NO_NVML = 3  # exit code: nvidia-ml-py is there, the library of the driver is not
 _INTERPRETERS = re.compile(r"(python|bash|sh|node|perl|ruby|java)[\d.]*")
 # The Python of the agent runs without site-packages, this one has them. Graphics processes pin memory too.

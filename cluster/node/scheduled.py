@@ -141,7 +141,7 @@ def judge(folded: Status, told: Told, answer: Answer) -> Judged:
         case Phase.WAITING:
             return _waiting(folded, told, entry, answer)
         case Phase.RUNNING | Phase.LEAVING:
-            return _running(folded, told, entry, answer)
+            return _running(folded, told, entry)
         case Phase.ENDED:
             return Judged(folded) if isinstance(folded, Ended) else _ended(folded, told, entry, answer)
         case Phase.UNKNOWN:
@@ -159,7 +159,7 @@ def _waiting(folded: Status, told: Told, entry: Entry, answer: Answer) -> Judged
     return Judged(Pending(_since(folded), status_attempt(folded), _waits_words(told, entry)), shown)
 
 
-def _running(folded: Status, told: Told, entry: Entry, answer: Answer) -> Judged:
+def _running(folded: Status, told: Told, entry: Entry) -> Judged:
     words = state_words(entry.state)
     if waits := waits_for(folded, told.beat):
         return Judged(Pending(_since(folded), status_attempt(folded), waits))

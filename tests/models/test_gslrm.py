@@ -216,9 +216,3 @@ def test_inputs_that_do_not_fit_are_named(golden: dict) -> None:
         model(images[..., :30], c2w, fxfycxcy)
     with pytest.raises(ValueError, match="not a multiple of d_head"):
         GSLRMConfig(d=100)
-
-
-def test_splat_scale_at_the_size_of_the_checkpoint_and_of_the_demo() -> None:
-    bias, most = gslrm.splat_scale(fx=34.3)
-    assert bias == pytest.approx(-3.05, abs=0.01)
-    assert most == pytest.approx(bias + 0.7)
