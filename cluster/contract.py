@@ -5,7 +5,8 @@ and imported by training code.
 
     <workdir>/runs/<job-id>/
       spec.json  config.yaml  slurm.json  adopted.json  code/  control/  artifacts/
-      attempts/000/   journal.jsonl heartbeat.json metrics.jsonl env.json spec.json config.yaml inputs.json ranks/ logs/
+      attempts/000/   journal.jsonl heartbeat.json metrics.jsonl env.json spec.json config.yaml inputs.json
+                      gpu_use.jsonl ranks/ logs/ evidence/
                       node-1.jsonl node-1.heartbeat.json node-1.env.json … by the supervisors of the other nodes
       team.json       where the supervisor of node 0 listens for those of the other nodes
       checkpoints/step-00000500-a000/   … manifest.json (written last)
@@ -37,7 +38,7 @@ ENV_PREFIX = "LAUNCH_"
 STACK_SIGNAL = signal.SIGURG
 
 # In a metrics line t, step, applied, total, loss, lr, grad_norm, samples and epoch have a fixed meaning; event is
-# resumed, stopped, checkpoint, skipped, eval or done; every other key is a scalar of the job's own.
+# resumed, stopped, checkpoint, skipped, eval, weights, gradients or done; every other key is a scalar of the job's own.
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
@@ -99,6 +100,11 @@ class AttemptDir:
     def evidence(self) -> Path:
         """What its processes were doing when they stood still: stalled.txt, node-1.stalled.txt …"""
         return self.path / "evidence"
+
+    @property
+    def gpu_use(self) -> Path:
+        """A line {t, busy: {UUID: per cent of the time}} every few minutes, of a job that has GPUs and makes steps."""
+        return self.path / (f"node-{self.node}.gpu_use.jsonl" if self.node else "gpu_use.jsonl")
 
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.log"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -74,6 +75,50 @@ def batches(source: Source, order: Order, start: int, stop: int, workers: int, p
         worker_init_fn=partial(_become_worker, os.getpid()) if workers else None,
     )
     return iter(loader)
+
+
+class Waits:
+    """The seconds of an update in which the device had nothing to do because the next batch was not there.
+
+    A CPU does nothing while it waits. A GPU works on after a pass of several, while the next one's batch is fetched:
+    then that part of the wait counts in which it was idle by its own clock.
+    """
+
+    def __init__(self, device: torch.device, passes: int) -> None:
+        self._overlaps = device.type == "cuda" and passes > 1
+        self._seconds = 0.0
+        self._done: torch.cuda.Event | None = None  # the device's work of the pass before, in this update
+        self._gaps: list[tuple[float, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def next(self, source: Iterator[Any]) -> Any:
+        """The next batch of `source`."""
+        began = time.monotonic()
+        batch = next(source)
+        waited = time.monotonic() - began
+        if self._done is None:
+            self._seconds += waited
+        else:
+            self._gaps.append((waited, self._done, _mark()))
+        return batch
+
+    def passed(self) -> None:
+        """After a pass was handed to the device."""
+        if self._overlaps:
+            self._done = _mark()
+
+    def taken(self) -> float:
+        """Of this update; the device has done all of its passes."""
+        seconds = self._seconds + sum(min(waited, done.elapsed_time(begun) / 1000)
+                                      for waited, done, begun in self._gaps)
+        self._seconds, self._done = 0.0, None
+        self._gaps.clear()
+        return seconds
+
+
+def _mark() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 class _Plan:

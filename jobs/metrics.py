@@ -95,16 +95,22 @@ class Pace:
     def __init__(self, total: int) -> None:
         self._total = total
         self._seconds: float | None = None  # per pass
+        self._waited: float | None = None  # of these
 
-    def add(self, passes: int, seconds: float) -> None:
-        now = seconds / passes
-        before = now if self._seconds is None else self._seconds
-        self._seconds = self._MEMORY * before + (1 - self._MEMORY) * now
+    def add(self, passes: int, seconds: float, waited: float | None = None) -> None:
+        """`waited`: how many of these seconds went by for want of data."""
+        self._seconds = self._smooth(self._seconds, seconds / passes)
+        if waited is not None:
+            self._waited = self._smooth(self._waited, waited / passes)
+
+    def _smooth(self, before: float | None, now: float) -> float:
+        return now if before is None else self._MEMORY * before + (1 - self._MEMORY) * now
 
     def values(self, step: int) -> dict[str, float]:
         if not self._seconds:
             return {}
-        return {"it_s": round(1 / self._seconds, 4), "eta_s": round((self._total - step) * self._seconds, 1)}
+        wait = {} if self._waited is None else {"data_wait": round(self._waited / self._seconds, 4)}
+        return {"it_s": round(1 / self._seconds, 4), "eta_s": round((self._total - step) * self._seconds, 1), **wait}
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ import torch
 from cluster.contract import write_atomically
 from jobs import checkpoint
 from jobs.exchange import Exchange, Totals
-from jobs.guards import GradientWatch
-from jobs.loader import Order, batches
+from jobs.guards import GradientWatch, WeightWatch
+from jobs.loader import Order, Waits, batches
 from jobs.metrics import Metrics, Pace, duration
 from jobs.optimizer import make_optimizer, set_lr
 from jobs.runtime import AgreedError, Job, JobError, NonFinite, StopFlag
@@ -64,11 +65,14 @@ class Trainer:
         self._named = {f"{module}.{name}": parameter for module, owner in stage.modules.items()
                        for name, parameter in owner.named_parameters() if parameter.requires_grad}
         self._optimizer = world.all_or_none(lambda: make_optimizer(stage, self._named, plan))
-        self._watch = GradientWatch(self._named, self._frozen()) if stage.watches_gradients else None
+        self._watch = (GradientWatch(self._named, self._frozen(), partial(self._tell, "gradients"))
+                       if stage.watches_gradients else None)
+        self._weight_watch = WeightWatch(self._named, plan.lr, partial(self._tell, "weights"))
         self._exchange = Exchange(list(self._named.values()), plan.accumulation, 1 + len(stage.scalars),
                                   world)
         self._writer = (checkpoint.Writer(job, plan.keep_last, self._on_saved, stage.attachments)
                         if world.is_main else None)
+        self._waits = Waits(world.device, plan.accumulation)
         self._pace = Pace(plan.total)
         self._said = -math.inf
         self._saved_step = -1
@@ -222,7 +226,7 @@ class Trainer:
         names: list[str] = []
         error: JobError | None = None
         for row in range(passes):
-            batch = next(source)
+            batch = self._waits.next(source)
             error = batch if isinstance(batch, JobError) else None
             if self.stage.gathers:
                 self.world.agree(error)  # else the others would wait in this pass for the one that has no batch
@@ -230,13 +234,14 @@ class Trainer:
                 break
             names += self.stage.names(batch)
             self._exchange.put(row, self._pass(batch, first + row))
+            self._waits.passed()
         totals = self._exchange.total(self._stop.asked, error is not None, passes)
         if totals.failed:
             self.world.agree(error)
         self.progress.step += passes
         whole = passes == self.plan.accumulation or self.plan.partial_update
         problem = self._apply(totals, passes) if whole else None
-        self._pace.add(passes, time.monotonic() - began)
+        self._pace.add(passes, time.monotonic() - began, self._waits.taken())
         self._log(first, passes, totals)
         if problem:
             self._log_skip(problem, names)
@@ -260,11 +265,14 @@ class Trainer:
             problem = f"gradient norm {totals.norm:.3g} > {limit:.3g} (grad_clip x allowed_gradnorm_factor)"
         else:
             self._exchange.clip(totals.norm, plan.grad_clip)
-            set_lr(self._optimizer, plan.lr_of(progress.applied, progress.drops))
+            lr = plan.lr_of(progress.applied, progress.drops)
+            set_lr(self._optimizer, lr)
             self._optimizer.step()
             progress.applied += 1
             progress.skipped_in_a_row = 0
             self._see_gradients()
+            if self.world.is_main:
+                self._weight_watch.see(lr)
             self.stage.after_update(progress.applied)
             return None
         progress.skipped += 1
@@ -277,6 +285,9 @@ class Trainer:
                 self._watch.see()
         except JobError as error:  # the gradients are the same on every rank, and so is the verdict
             raise AgreedError(error) from None
+
+    def _tell(self, event: str, **values: float | int | str) -> None:
+        self.metrics.write(self.progress.step, event, **values)
 
     def _log_skip(self, problem: str, names: list[str]) -> None:
         """Name the samples; end the run when it is stuck."""

@@ -20,6 +20,7 @@ _SHOWS = {  # rule -> the first of these that the job wrote is drawn; else the l
     "lr-stuck": _LR, "lr-end": _LR, "no-gradient": ("grad_norm",), "updates-skipped": ("grad_norm",),
     "white-renders": _VAL, "identity-copy": _VAL, "input-ignored": _VAL, "no-better-than-baseline": _VAL,
     "overfitting": _VAL, "train-val-gap": _VAL, "views-collapsed": ("val/diversity",), "slower": ("it_s",),
+    "starved": ("data_wait",),
 }
 _NOTHING_SEEN = ("nothing can be seen of its learning: it wrote no metrics.jsonl, and no rule below `progress:` of its "
                  "stage file found a step in its output (a command has none: docs/stages.md says how to write one)")

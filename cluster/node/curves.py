@@ -8,12 +8,15 @@ from cluster.node.findings import Line, Points
 
 _MOST = 40  # metrics
 _NO_CURVE = ("t", "step", "total", "eta_s", "samples", "save_s")
+_VERDICTS = ("weights", "gradients")  # events that are said once
 
 
 def curves(lines: Sequence[Line], points: int) -> dict[str, list[list[float]]]:
     """Each metric as [step, lowest, mean, highest] of at most so many stretches of equal numbers of lines."""
     found: dict[str, Points] = {}
     for line in lines:
+        if line.get("event") in _VERDICTS:
+            continue
         for key, value in line.items():
             if type(value) in (float, int) and key not in _NO_CURVE and math.isfinite(value):
                 found.setdefault(key, []).append((line["step"], value))

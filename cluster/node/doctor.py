@@ -15,6 +15,7 @@ from cluster.journal import read_journal
 from cluster.node import goodput, rules, series, view
 from cluster.node.curves import curves
 from cluster.node.findings import Attempt, Case, Line, as_number, leaves
+from cluster.node.lines import tail
 from cluster.states import ENDED_WORDS
 
 _POINTS = 120  # of a curve, when the question names no number: what a terminal shows
@@ -77,6 +78,7 @@ def case_of(run: RunDir, attempts: Sequence[AttemptDir], lines: Sequence[Line], 
         world=max(1, (spec.get("gpus") or spec.get("procs") or 1) * (spec.get("nodes") or 1)),
         attempts=[_attempt(one, own) for one, own in zip(attempts, of_attempts)],
         from_log=series.from_log(run), written=series.written(run),
+        gpu_use=_gpu_use(attempts[-1]) if attempts else (),
         reason=seen.get("reason") or "", detail=seen.get("detail") or "")
 
 
@@ -90,6 +92,13 @@ def _attempt(directory: Any, lines: Sequence[Line]) -> Attempt:
     return Attempt(
         directory.number, start.t if start else as_number(first.get("t")), launched.t if launched else None,
         end.t if end else None, resumed, end.reason.value if end else "", end.detail if end else "", lines)
+
+
+def _gpu_use(attempt: AttemptDir) -> list[tuple[float, int]]:
+    """Of late."""
+    with suppress(FileNotFoundError):
+        return [(line["t"], max(line["busy"].values())) for line in tail(attempt.gpu_use)]
+    return []
 
 
 def _spec(run: RunDir) -> dict[str, Any]:

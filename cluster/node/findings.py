@@ -64,6 +64,7 @@ class Case:
     attempts: Sequence[Attempt] = ()
     from_log: bool = False  # read by progress rules: no times, rounded numbers
     written: float | None = None  # unix s of the last sign of life
+    gpu_use: Sequence[tuple[float, int]] = ()  # newest attempt: unix s, % that its busiest GPU worked
     reason: str = ""
     detail: str = ""
 
@@ -138,7 +139,8 @@ class Case:
 
 
 _SYNONYMS = {"lr": ("lr", "learning_rate", "base_lr"), "warmup": ("warmup", "warmup_steps", "warmup_updates"),
-             "steps": ("max_steps", "total_steps", "steps"), "batch": _BATCH}
+             "steps": ("max_steps", "total_steps", "steps"), "batch": _BATCH,
+             "workers": ("loader_workers", "num_workers", "dataloader_num_workers")}
 
 
 def as_number(value: Any) -> float | None:

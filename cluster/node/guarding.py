@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.contract import AttemptDir, RunDir, merged, write_atomically
+from cluster.errors import ClusterError
 from cluster.events import Fired
 from cluster.journal import read_events
 from cluster.node.aside import Aside, AsideFailed
@@ -26,7 +28,9 @@ SHARE = 250  # a look takes at most this part of the time
 OVERDUE_S = 60.0  # of a look
 STALLED = "stalled"
 _BUDGET = 192 << 10  # bytes of metrics or output that a look reads
-_NEVER_ERRORS = ("slower", "overfitting", "train-val-gap", "lr-end")
+_GPUS_EVERY_S = 300.0  # the driver is asked
+_GPUS_S = 10.0  # that it may take to answer
+_NEVER_ERRORS = ("slower", "starved", "gpus-idle", "overfitting", "train-val-gap", "lr-end")
 
 Start = Callable[..., Aside]
 
@@ -39,6 +43,7 @@ class Guards:
         self._looking: Aside | None = None
         self._began = 0.0  # of what is under way, time.monotonic
         self._next = time.monotonic() + FIRST_S
+        self._gpus_at = time.monotonic() + _GPUS_EVERY_S
         self._judged_at = 0.0  # how far the job was when it was last judged
         self._allowed: float | None = None  # s without a step that are no stall
         self._fired: list[str] = []
@@ -54,7 +59,9 @@ class Guards:
                         now - watch.moved_at, self._allowed, watch.now.step, [asdict(one) for one in members()], gpus)
         elif now >= self._next and watch.now.step is not None and watch.moved_at > self._judged_at:
             self._judged_at = now
-            self._begin(judge, str(self._run.path), self._attempt.number, self._attempt.node, self._fired)
+            asked = gpus if now >= self._gpus_at else ()
+            self._gpus_at = now + _GPUS_EVERY_S if asked else self._gpus_at
+            self._begin(judge, str(self._run.path), self._attempt.number, self._attempt.node, self._fired, asked)
         return [], None
 
     def close(self) -> None:
@@ -92,17 +99,30 @@ class Guards:
 
 # --- what is done aside -------------------------------------------------------------------------------------
 
-def judge(run_dir: str, number: int, node: int, fired: Sequence[str]) -> dict[str, Any]:
-    """Apply the rules to what this attempt has written; those in `fired` have spoken already."""
+def judge(run_dir: str, number: int, node: int, fired: Sequence[str], gpus: Sequence[str] = ()) -> dict[str, Any]:
+    """Apply the rules to what this attempt has written; those in `fired` have spoken already. Before that, write down
+    how busy these GPUs are."""
     from cluster.node import doctor, pacing, rules, series
 
     run = RunDir(Path(run_dir))
     spec, attempt = JobSpec.from_json(run.spec.read_bytes()), run.attempt(number)
+    if gpus:
+        _note_use(run.attempt(number, node), gpus)
     own = series.of_attempt(attempt, spec.progress, _BUDGET)
     case = doctor.case_of(run, [attempt], merged([own]), [own], {"id": spec.id, "state": "RUNNING"})
     found = [] if node else rules.judge(replace(case, written=None))  # a stall is judged by the clock, not by files
     new = [one for one in found if _key(one.rule, one.severity) not in fired]
     return _answer(run, spec, [(one, None) for one in new]) | {"allowed": pacing.allowed_gap(case)}
+
+
+def _note_use(attempt: AttemptDir, uuids: Sequence[str]) -> None:
+    from cluster.node import gpus
+
+    with suppress(ClusterError):  # a driver that hangs or fails: the next look is in five minutes
+        said = gpus.utilization(_GPUS_S)
+        if busy := {uuid: said[uuid] for uuid in uuids if uuid in said}:
+            with open(attempt.gpu_use, "a") as file:
+                file.write(json.dumps({"t": round(time.time(), 3), "busy": busy}) + "\n")
 
 
 def stalled(run_dir: str, number: int, node: int, gap: float, allowed: float, step: int | None,
@@ -112,9 +132,9 @@ def stalled(run_dir: str, number: int, node: int, gap: float, allowed: float, st
 
     run = RunDir(Path(run_dir))
     attempt, spec = run.attempt(number, node), JobSpec.from_json(run.spec.read_bytes())
-    said, report = evidence.collect(attempt, [Proc(**one) for one in processes], gpus)
-    finding = pacing.standstill(spec.id, gap, allowed, step)
     attempt.evidence.mkdir(exist_ok=True)
+    said, report = evidence.collect(attempt, [Proc(**one) for one in processes], gpus, spec.nodes)
+    finding = pacing.standstill(spec.id, gap, allowed, step)
     path = attempt.evidence / (f"node-{node}.stalled.txt" if node else "stalled.txt")
     write_atomically(path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {finding.what}\n\n{report}".encode(errors="replace"))
     finding = replace(finding, what=f"{finding.what}: {said}")
@@ -133,8 +153,6 @@ def _answer(run: RunDir, spec: JobSpec, found: Sequence[tuple[Any, str | None]],
             "took_s": time.process_time() if not led else 0.0}
 
 
-    said, report = evidence.collect(attempt, [Proc(**one) for one in processes], gpus, spec.nodes)
-    finding = pacing.standstill(spec.id, gap, allowed, step)
 def _key(rule: str, severity: str) -> str:
     return f"{rule} {severity}"
 

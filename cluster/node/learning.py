@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from cluster.node import thresholds as limit
-from cluster.node.findings import Case, Finding, Line, Points, is_broken, mean, points, recent
+from cluster.node.findings import Case, Finding, Line, Points, as_number, is_broken, mean, points, recent
 
 _BATCHES = tuple(2 ** k for k in range(2, 17))  # that a contrastive loss is usual over, where nobody says
 _NO_DECAY = ("constant", "plateau", "none", "null")
@@ -146,13 +146,56 @@ def loss_constant(case: Case) -> Iterator[Finding]:
 
 
 def no_gradient(case: Case) -> Iterator[Finding]:
+    """Of all that is trained; of some tensors, by what our trainer says of them (its events gradients and weights)."""
     norms = points(case.steps, "grad_norm")[-limit.ZERO_GRADIENTS:]
-    if len(norms) == limit.ZERO_GRADIENTS and not any(value for _, value in norms):
+    ended, watched = _event(case, "gradients"), _event(case, "weights")
+    unused = "what is trained is not part of the loss (detached, frozen, behind a gate of 0), or the loss is a constant"
+    fix = case.again_or("logs")
+    if frozen := ended.get("frozen"):
+        yield Finding(
+            "no-gradient", "error", f"{frozen} frozen tensors have a gradient: {ended.get('named')}",
+            "they would be trained, or cost memory for nothing: the trainer ended the run",
+            "requires_grad_(False) was not called on them, or was undone", fix, ended["step"], ended["step"])
+    elif missing := ended.get("missing"):
+        yield Finding(
+            "no-gradient", "error",
+            f"{missing} of {ended.get('of')} trained tensors have no gradient: {ended.get('named')}",
+            "they learn nothing: the trainer ended the run", unused, fix, ended["step"], ended["step"])
+    elif len(norms) == limit.ZERO_GRADIENTS and not any(value for _, value in norms):
         yield Finding(
             "no-gradient", "error", f"the gradient norm is exactly 0 in the last {len(norms)} logged steps",
-            "no weight changes any more",
-            "what is trained is not part of the loss (detached, frozen, behind a gate of 0), or the loss is a constant",
-            case.again_or("logs"), norms[0][0], norms[-1][0])
+            "no weight changes any more", unused, fix, norms[0][0], norms[-1][0])
+    elif idle := watched.get("idle"):
+        yield Finding(
+            "no-gradient", "warning",
+            f"{idle} of {watched.get('of')} trained tensors had no gradient in {watched.get('updates')} updates: "
+            f"{watched.get('idle_named')}",
+            "they learn nothing and keep the values they began with",
+            "the forward pass does not use them, or very seldom, or a gate before them is 0", fix,
+            watched["step"], watched["step"])
+
+
+def weights_still(case: Case) -> Iterator[Finding]:
+    """Weights that have a gradient and stay what they are, by our trainer's event."""
+    said = _event(case, "weights")
+    moved, still = as_number(said.get("moved")), as_number(said.get("still"))
+    if moved is None or moved >= limit.WEIGHTS_MOVED and not still:
+        return
+    of = f"; {still:.0f} of {said.get('of')} tensors not at all: {said.get('still_named')}" if still else ""
+    coarse = moved < limit.WEIGHTS_MOVED
+    yield Finding(
+        "weights-still", "error" if coarse else "warning",
+        f"{100 * moved:.0f} % of the weights that had a gradient changed in {said.get('updates')} updates{of}",
+        "a step that is rounded away is lost, however often it is taken: what stands still learns nothing",
+        "weights in bf16 or fp16, whose neighbouring values are further apart than a step (train them in fp32, compute "
+        "in bf16), or a learning rate that is far too low" if coarse else
+        "tensors that the optimizer does not have, or that have a learning rate of 0 or nearly 0",
+        case.again_or("logs"), said["step"], said["step"])
+
+
+def _event(case: Case, name: str) -> Line:
+    """The newest line of that event: a resumed run is looked at anew, and what it says now holds."""
+    return next((line for line in reversed(case.lines) if line.get("event") == name), {"step": case.step})
 
 
 def learning_rate(case: Case) -> Iterator[Finding]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from cluster.events import Reason
 from cluster.node import thresholds as limit
-from cluster.node.findings import Case, Finding, Line, as_number, median
+from cluster.node.findings import Case, Finding, Line, as_number, mean, median
 
 Interval = tuple[int, int, float]  # (step before, steps, seconds)
 _EVALUATES = ("validation.every_steps", "evaluate_every", "eval_every", "eval_steps", "validation_steps")
@@ -58,6 +59,45 @@ def slower(case: Case) -> Iterator[Finding]:
             "something else runs on this machine, the data comes more slowly (a disk that is shared or full), or the "
             "GPU is throttled",
             "launch nodes", first, found[-1][0] + found[-1][1])
+
+
+def starved(case: Case) -> Iterator[Finding]:
+    """Of late more than half of the time went by without data, in the attempt that runs or ran last."""
+    lines = case.attempts[-1].lines if case.attempts else case.lines
+    told = [line for line in lines if as_number(line.get("data_wait")) is not None]
+    since = len(told)
+    while since and told[since - 1]["data_wait"] > limit.STARVED:
+        since -= 1
+    waited = told[since:]
+    if len(waited) < limit.STARVED_STEPS or _between(waited[0], waited[-1]) < limit.SLOWER_S:
+        return
+    share, first = mean(line["data_wait"] for line in waited), waited[0]["step"]
+    workers = case.number("workers")
+    by = "" if workers is None else (f" ({workers:.0f} loader processes)" if workers else
+                                     " (in the training process itself: there is no other)")
+    yield Finding(
+        "starved", "warning", f"{100 * share:.0f} % of the time since step {first} it waited for its data{by}",
+        f"the device has nothing to do meanwhile: with the data at hand a step takes {100 * (1 - share):.0f} % of the "
+        "time",
+        "too few loader processes, samples that are decoded or augmented slowly, or a disk that is shared or slow",
+        "launch nodes" if workers is None else case.restart(workers=max(limit.STARVED_WORKERS, 2 * workers)),
+        first, waited[-1]["step"])
+
+
+def gpus_idle(case: Case) -> Iterator[Finding]:
+    """What the driver said while steps were made, look after look."""
+    looks = case.gpu_use[-limit.IDLE_LOOKS:]
+    busiest = max((busy for _, busy in looks), default=limit.IDLE_PERCENT)
+    if len(looks) < limit.IDLE_LOOKS or busiest >= limit.IDLE_PERCENT:
+        return
+    minutes = (looks[-1][0] - looks[0][0]) / 60
+    yield Finding(
+        "gpus-idle", "warning",
+        f"its GPUs were busy for {busiest} % of the time at the most, in {len(looks)} looks over {minutes:.0f} minutes",
+        "it makes steps and holds GPUs that do next to nothing",
+        "it trains on the CPU (torch.cuda.is_available() is false, a model that was never moved), waits for its data, "
+        "or is far too small for a GPU",
+        f"launch logs {case.job} -n 50", None, case.step)
 
 
 def stalled(case: Case) -> Iterator[Finding]:
@@ -154,6 +194,10 @@ def nothing_done(case: Case) -> Iterator[Finding]:
         yield _nothing(f"the last attempt began at step {step} and trained no step", step,
                        "it resumed from a checkpoint that is at the end already",
                        case.restart(steps=2.0 * (case.total or step)))
+    elif not newest.lines and case.step and any(one.reason == Reason.DONE.value for one in case.attempts[-2:-1]):
+        yield _nothing(f"the last attempt trained no step; the one before it had come to its end, step {case.step}",
+                       case.step, "it resumed from a checkpoint that is at the end already",
+                       case.restart(steps=2.0 * (case.total or case.step)))
     elif case.steps and case.applied == 0:
         yield _nothing(f"{case.step} steps and not one update", case.step,
                        "every update was skipped, or `accumulation` is larger than the number of steps", case.restart())

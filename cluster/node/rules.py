@@ -12,13 +12,15 @@ Rule = Callable[[Case], Iterator[Finding]]
 
 RULES: tuple[Rule, ...] = (
     pacing.ended_badly, pacing.stalled, learning.non_finite, learning.updates_skipped, learning.at_chance,
-    learning.loss_constant, learning.no_gradient, learning.learning_rate, outputs.white_renders, outputs.identity_copy,
-    outputs.views_collapsed, outputs.embeddings_collapsed, outputs.input_ignored, outputs.no_better_than_baseline,
-    outputs.overfitting, pacing.slower, pacing.nothing_done)
+    learning.loss_constant, learning.no_gradient, learning.weights_still, learning.learning_rate, outputs.white_renders,
+    outputs.identity_copy, outputs.views_collapsed, outputs.embeddings_collapsed, outputs.input_ignored,
+    outputs.no_better_than_baseline, outputs.overfitting, pacing.slower, pacing.starved, pacing.gpus_idle,
+    pacing.nothing_done)
 _ENDED = "ended-badly"
 NAMES = (_ENDED, "stalled", "non-finite", "updates-skipped", "at-chance", "loss-constant", "no-gradient",
-         "lr-stuck", "lr-end", "white-renders", "identity-copy", "views-collapsed", "embeddings-collapsed",
-         "input-ignored", "no-better-than-baseline", "overfitting", "train-val-gap", "slower", "nothing-trained")
+         "weights-still", "lr-stuck", "lr-end", "white-renders", "identity-copy", "views-collapsed",
+         "embeddings-collapsed", "input-ignored", "no-better-than-baseline", "overfitting", "train-val-gap", "slower",
+         "starved", "gpus-idle", "nothing-trained")
 _SEVERITIES = ("error", "warning", "info")
 
 

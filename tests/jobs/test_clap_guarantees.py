@@ -33,7 +33,7 @@ from tests.jobs.small_clap import config_of
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("clap1", "clap2", "clap3")
-TIMES = {"t", "it_s", "eta_s", "save_s", "path"}
+TIMES = {"t", "it_s", "eta_s", "data_wait", "save_s", "path"}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from jobs.data import identities
 from tests.jobs.conftest import Start
 from tests.jobs.small_face_voice import config_of
 
-TIMES = {"t", "it_s", "eta_s", "save_s", "path"}
+TIMES = {"t", "it_s", "eta_s", "data_wait", "save_s", "path"}
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from tests.jobs.conftest import Start
 from tests.jobs.small_phase1 import config_of
 
 ROOT = Path(__file__).parents[2]
-TIMES = {"t", "it_s", "eta_s", "save_s", "path"}
+TIMES = {"t", "it_s", "eta_s", "data_wait", "save_s", "path"}
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "unet_ema/diffusion_pytorch_model.safetensors",
            "optimizer.safetensors", "vae/diffusion_pytorch_model.safetensors", "prompt_embeds.pt", "vae/config.json")
 

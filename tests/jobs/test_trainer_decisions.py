@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cluster.contract import read_json_lines
+from cluster.node import rules
+from cluster.node.findings import Case
 from jobs.metrics import Metrics
 from jobs.runtime import AgreedError, Job, JobError, StopFlag
 from jobs.stage import Learning
@@ -124,3 +126,6 @@ def test_tensors_that_could_not_learn_end_the_run_by_name(alone: World, job: Job
     with pytest.raises(AgreedError) as caught:
         train(job, alone, stage())
     assert said in str(caught.value) and isinstance(caught.value.error, JobError)
+    if stage is not Coarse:  # that one has no step to speak of
+        [found] = rules.judge(Case("small-1", list(read_json_lines(job.attempt.metrics))))
+        assert (found.rule, found.severity) == ("no-gradient", "error") and said.rpartition(": ")[2] in found.what

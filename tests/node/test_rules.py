@@ -6,12 +6,15 @@ import math
 import random
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from cluster.node import rules, series, thresholds
+from cluster.contract import AttemptDir, RunDir, read_json_lines
+from cluster.node import curves, doctor, guarding, rules, series, thresholds
 from cluster.node.findings import Attempt, Case, Finding, Line, leaves
 from cluster.node.goodput import PARTS, goodput
+from cluster.spec import JobSpec
 
 CONFIG = {"training.optimizer.lr": "0.001", "training.schedule.warmup": "20", "training.max_steps": "400",
           "training.batch_per_rank": "2"}
@@ -78,6 +81,12 @@ def test_a_recorded_validation_that_falls_a_little_is_healthy() -> None:
     assert judged(run(**{"val/psnr": measured.get})) == []
 
 
+def watched(step: int = 31, **said: object) -> Line:
+    """What our trainer writes once of the weights of 10 tensors."""
+    return {"t": 100.0 + step, "step": step, "event": "weights", "moved": 0.9997, "still": 0, "idle": 0, "of": 10, "updates": 10,
+            **said}
+
+
 SICK = {
     "non-finite": (run(loss=lambda n: "nan" if n > 390 else 1 / n), "not finite in 10 of 400 logged steps, to the last one"),
     "updates-skipped": (skipping(0.75), "25 % of updates applied"),
@@ -95,6 +104,8 @@ SICK = {
     "overfitting": (run(**{"val/psnr": lambda n: 22 - n / 100}), "best at step 100 (21) and is 18 now"),
     "train-val-gap": (run(psnr=30.0), "psnr is 30 in training and"),
     "slower": (run(t=lambda n: 100 + n + 3 * max(0, n - 300)), "4 s per step since step 300, 1 s before: 4.0 times as slow"),
+    "weights-still": ([*run(), watched(moved=0.204)], "20 % of the weights that had a gradient changed in 10 updates"),
+    "starved": (run(data_wait=lambda n: 0.8 if n > 320 else 0.1), "80 % of the time since step 321 it waited for its data"),
 }
 
 
@@ -104,6 +115,76 @@ def test_each_sickness_is_found_with_its_numbers(rule: str) -> None:
     found = one(lines)
     assert (found.rule, words in found.what) == (rule, True), found
     assert found.first is not None and found.last is not None and found.first <= found.last
+
+
+def test_tensors_that_stand_still_or_have_no_gradient_are_named() -> None:
+    still = one([*run(), watched(moved=0.98, still=2, still_named="head.weight, head.bias")])
+    assert (still.rule, still.severity, still.first) == ("weights-still", "warning", 31)
+    assert still.what.endswith("; 2 of 10 tensors not at all: head.weight, head.bias") and "optimizer" in still.cause
+    idle = one([*run(), watched(idle=1, idle_named="spare.weight")])
+    assert (idle.rule, idle.severity) == ("no-gradient", "warning") and "10 updates: spare.weight" in idle.what
+    ended = one([*run(5), {"t": 106.0, "step": 5, "event": "gradients", "frozen": 1, "named": "base.weight"}])
+    assert (ended.rule, ended.severity, ended.what) == ("no-gradient", "error", "1 frozen tensors have a gradient: base.weight")
+
+
+def test_what_is_said_last_of_the_weights_holds_and_no_curve_is_drawn_of_it() -> None:
+    assert judged([*run(), watched(31, moved=0.1), watched(131)]) == []
+    assert one([*run(), watched(31), watched(131, moved=0.1)]).rule == "weights-still"
+    assert judged([*run(), watched(), {"t": 500.0, "step": 400, "event": "done"}]) == []
+    assert curves.curves([*run(), watched()], 10).keys() == curves.curves(run(), 10).keys()
+
+
+def test_a_wait_for_data_counts_when_it_lasts_and_names_the_key_of_the_loaders() -> None:
+    starved = run(data_wait=lambda n: 0.8 if n > 320 else 0.1)
+    assert judged([line for line in starved if line["step"] <= 375], state="RUNNING", now=475.0, written=475.0) == []  # 54 s
+    assert judged(run(data_wait=lambda n: 0.8 if n < 390 else 0.1)) == []  # it is over
+    config = CONFIG | {"training.loader_workers": "0"}
+    assert one(starved, config=config).fix == "launch restart phase3-aaaaaa --set training.loader_workers=4"
+    assert "in the training process itself" in one(starved, config=config).what
+    config["training.loader_workers"] = "6"
+    assert one(starved, config=config).fix.endswith("loader_workers=12")
+
+
+def test_gpus_that_do_nothing_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = RunDir(tmp_path / "run")
+    attempt = directory.attempt(0)
+    attempt.path.mkdir(parents=True)
+    directory.spec.write_bytes(JobSpec("j", "t", "s", "command", ("true",), "local").to_json())
+    attempt.metrics.write_text("".join(json.dumps(line) + "\n" for line in run()))
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf 'GPU-a, 3\\nGPU-b, 9\\nGPU-not-mine, 98\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for _ in range(thresholds.IDLE_LOOKS):
+        assert doctor.case_of(directory, [attempt], [], [[]], {"id": "j", "state": "RUNNING"}).gpu_use == looks(attempt)
+        answer = guarding.judge(str(directory.path), 0, 0, [], ["GPU-a", "GPU-b"])
+    assert [one["rule"] for one in answer["fired"]] == ["gpus-idle"] and "at the most, in 6 looks" in answer["fired"][0]["what"]
+    assert guarding.judge(str(directory.path), 0, 0, answer["keys"], [])["fired"] == [] and len(looks(attempt)) == 6
+    smi.write_text("#!/bin/sh\nprintf 'GPU-a, 3\\nGPU-b, 97\\n'\n")
+    assert guarding.judge(str(directory.path), 0, 0, [], ["GPU-a", "GPU-b"])["fired"] == []
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    assert guarding.judge(str(directory.path), 0, 0, [], ["GPU-a", "GPU-b"])["fired"] == [] and len(looks(attempt)) == 7
+
+
+def looks(attempt: AttemptDir) -> list[tuple[float, int]]:
+    return [(line["t"], max(line["busy"].values())) for line in read_json_lines(attempt.gpu_use)]
+
+
+def test_the_driver_is_asked_every_five_minutes_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, asked = [1000.0], []
+    monkeypatch.setattr(guarding.time, "monotonic", lambda: now[0])
+    watch = Mock(moved_at=0.0)
+
+    def start(_function: object, *args: object) -> Mock:
+        asked.append((now[0] - 1000, args[-1]))
+        return Mock(done=lambda: True, result=lambda: {"took_s": 0.0, "keys": [], "fired": [], "config": None})
+
+    guards = guarding.Guards(AttemptDir(tmp_path / "000"), RunDir(tmp_path), watch, start)
+    while now[0] < 1650:
+        watch.moved_at = now[0]
+        guards.look(list, ["GPU-a"])
+        now[0] += 5
+    assert [at for at, gpus in asked if gpus] == [305, 605] and len(asked) > 40
 
 
 def test_outputs_are_not_judged_in_the_first_updates() -> None:
