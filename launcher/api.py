@@ -254,14 +254,18 @@ def prune(jobs: Sequence[str] = (), *, keep_last: int = 1, dry_run: bool = False
         return pruning.prune(index, jobs, keep_last, dry_run, start)
 
 
-def compare(jobs: Sequence[str], *, start: Path | None = None) -> Comparison:
-    """How the configs of jobs differ and what each of them has learned; a sweep's name means all of its points."""
+def compare(jobs: Sequence[str], *, reach: Sequence[tuple[str, float]] = (),
+            start: Path | None = None) -> Comparison:
+    """How configs, code, environments and inputs of jobs differ, what each has learned and what it took.
+
+    A sweep's name means all of its points. `reach`: (metric, value) whose cost is wanted.
+    """
     from launcher import compare as comparing
 
     start = start or Path.cwd()
     with open_index() as index:
         settle_leftovers(index, start)
-        return comparing.compare(index, jobs, start)
+        return comparing.compare(index, jobs, start, reach)
 
 
 def check(request: Request, *, deep: bool = True) -> Checked:

@@ -1,60 +1,75 @@
-"""What differs between jobs, and how well each did: from their configs and the metrics that their nodes have."""
+"""What differs between jobs, and how well each did: from their configs, code, environments, inputs and metrics, as
+their nodes have them.
+"""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cluster.node.curves import curves
 from configs.errors import NO_VALUE
 from configs.load import ABSENT, diff, look_up
 from configs.yaml12 import parse
-from launcher import control
+from launcher import compare_facts, control
+from launcher.compare_code import Code, CodeDiff, Ran, code_diffs
+from launcher.compare_facts import Facts
+from launcher.compare_learned import BASELINES, Learned, learned
+from launcher.errors import Wrong, nearest
 from launcher.index import Index, Job
 from launcher.jobs import JobStatus, find_all
 from launcher.plots import Curve
+from launcher.reconcile import ask_all
 from launcher.views import point
+
+if TYPE_CHECKING:
+    from cluster.backends.base import Backend
 
 _POINTS = 400  # of a curve
 _PANELS = 6
 _DRAWN = ("loss", "val/psnr", "val/loss", "psnr", "val/ssim", "val/lpips", "lr")
-_NOT_DRAWN = ("_white", "_mean", "_copy", "_vae", "_chance", "/objects", "/images")  # the same at every step
-RECENT = 50  # logged steps that a training value is the mean of: one step alone says little
-Number = float | int | None
+_ANSWER_S = 120.0  # a node that reads the metrics of many long runs
+_NAMED = 12  # metrics that a message names
 
 
 @dataclass(frozen=True)
-class Learned:
-    """The numbers of one job; None: it has not said. PSNR in dB; val: of the last evaluation."""
+class Spent:
+    """What a job took; seconds, None: nobody knows. `wall`: from its first start to its end, or until now."""
 
-    step: Number = None
-    loss: Number = None  # mean of the last steps, as psnr
-    psnr: Number = None  # of training pictures
-    val_psnr: Number = None  # of views that were not put in
-    val_psnr_best: Number = None
-    val_psnr_input: Number = None  # of views that were put in; never to be compared with the others
-    val_ssim: Number = None
-    val_ssim_input: Number = None
-    val_lpips: Number = None
-    val_psnr_white: Number = None  # what the white picture scores
-    val_psnr_mean: Number = None  # what the mean training picture scores
-    val_psnr_copy: Number = None  # what the picture that was put in scores
-    applied: Number = None  # updates
-    attempted: Number = None  # updates
-    skipped: Number = None  # updates that were not finite or exploded
-    lr: Number = None  # of the last update
-    s_step: Number = None
-    curve: tuple[float, ...] = ()  # val/psnr of every evaluation, else loss of the steps
+    wall_s: float | None = None
+    gpu_s: float | None = None  # of all its attempts, each with the GPUs that it held
+    parts: dict[str, float] = field(default_factory=dict)  # cluster.node.goodput
+
+    @property
+    def useful(self) -> float | None:
+        """The share of the wall time in which it did steps that were kept."""
+        return min(1.0, self.parts.get("useful", 0.0) / self.wall_s) if self.parts and self.wall_s else None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A value that a metric is to reach, from below when most jobs began below it."""
+
+    key: str
+    value: float
+    upwards: bool
+    # Of each job: {step, value, wall_s, gpu_s} where it got there; None: never.
+    cost: tuple[dict[str, Any] | None, ...]
 
 
 @dataclass(frozen=True)
 class Compared:
     job: JobStatus
     config: dict[str, Any]  # empty: it has none
-    code: str  # commit or digest
     learned: Learned
+    code: Code = Code()
+    attempts: int = 0
     curves: dict[str, Curve] = field(default_factory=dict)  # of each metric
+    spent: Spent = Spent()
+    environment: Facts = field(default_factory=dict)
+    inputs: Facts = field(default_factory=dict)
+    argv: tuple[str, ...] = ()  # of a command; a stage's is its own affair
+    reached: dict[str, dict[str, Any]] = field(default_factory=dict)  # cluster.node.comparing.reached
 
 
 @dataclass(frozen=True)
@@ -63,25 +78,62 @@ class Comparison:
 
     jobs: tuple[Compared, ...]
     config: dict[str, tuple[Any, ...]]
+    code: tuple[CodeDiff, ...] = ()  # from the first job's
+    goals: tuple[Goal, ...] = ()
 
 
-def compare(index: Index, words: Sequence[str], start: Path) -> Comparison:
+def compare(index: Index, words: Sequence[str], start: Path,
+            reach: Sequence[tuple[str, float]] = ()) -> Comparison:
     """Jobs, or all of a sweep or pipeline by its name. Raises Wrong, Unreachable."""
     found = {job.key: job for word in words for job in find_all(index, word)}
-    jobs = tuple(_ask(index, job, start) for job in found.values())
-    return Comparison(jobs, differences([one.config for one in jobs]))
+    backends = {job.node: control.node_and_backend(job, start)[1] for job in found.values()}
+    answers = _ask(found, backends, reach)
+    jobs = tuple(_compared(control.heard(index, found[key], answer["view"]), answer)
+                 for key, answer in answers.items())
+    ran = [Ran(job.id, job.run_dir, one.code, backends[job.node]) for job, one in zip(found.values(), jobs)]
+    goals = tuple(_goal(jobs, key, value) for key, value in reach)
+    return Comparison(jobs, differences([one.config for one in jobs]), code_diffs(ran, start), goals)
 
 
-def _ask(index: Index, job: Job, start: Path) -> Compared:
-    backend = control.node_and_backend(job, start)[1]
-    shown = backend.show(job.run_dir)
-    status = control.heard(index, job, shown["view"])
-    text = shown["config"] or ""
-    config = parse(text, f"config.yaml of {job.id}").data if text.strip() else {}
-    recorded = {**((shown["spec"] or {}).get("code") or {}), **(shown.get("code") or {})}
-    code = recorded.get("digest") or recorded.get("git_sha") or ""
-    lines = backend.metrics(job.run_dir)
-    return Compared(status, config if isinstance(config, dict) else {}, code, learned(lines), curves(lines, _POINTS))
+def _ask(jobs: Mapping[str, Job], backends: Mapping[str, Backend],
+         reach: Sequence[tuple[str, float]]) -> dict[str, dict[str, Any]]:
+    """Every node once, all at the same time -> in the order of the jobs."""
+    there = {name: [job for job in jobs.values() if job.node == name] for name in backends}
+    answers = ask_all({name: lambda name=name: backends[name].compare([job.run_dir for job in there[name]], _POINTS,
+                                                                      reach) for name in there}, _ANSWER_S)
+    by_key: dict[str, dict[str, Any]] = {}
+    for name, said in answers.items():
+        if isinstance(said, Exception):
+            raise said
+        by_key |= {job.key: one for job, one in zip(there[name], said)}
+    return {key: by_key[key] for key in jobs}
+
+
+def _compared(status: JobStatus, answer: Mapping[str, Any]) -> Compared:
+    spec, text = answer["spec"] or {}, answer["config"] or ""
+    config = parse(text, f"config.yaml of {status.id}").data if text.strip() else {}
+    return Compared(
+        status, config if isinstance(config, dict) else {},
+        learned(answer["lines"], answer["skipped"], answer["curves"]),
+        Code.of(spec, answer["code"] or {}), answer["attempts"], answer["curves"],
+        Spent(answer["wall_s"], answer["gpu_s"], answer["goodput"]),
+        compare_facts.environment(answer["environment"], spec),
+        compare_facts.inputs(answer["inputs"], answer["provenance"], answer["began_from"]),
+        tuple(spec.get("argv") or ()) if spec.get("kind") == "command" else (), answer["reached"])
+
+
+def _goal(jobs: Sequence[Compared], key: str, value: float) -> Goal:
+    """Raises Wrong: none of them wrote such a metric."""
+    began = [one.reached[key]["first"] for one in jobs if key in one.reached]
+    if not began:
+        known = {name: None for one in jobs for name in one.curves}
+        close = nearest(key, known)
+        listed = ", ".join(list(known)[:_NAMED]) + (", …" if len(known) > _NAMED else "")
+        raise Wrong(f"none of these jobs has written the metric {key!r}",
+                    hint=(f"nearest: {close}; " if close else "") + f"they wrote: {listed or 'none'}")
+    upwards = 2 * sum(first < value for first in began) >= len(began)
+    way = "up" if upwards else "down"
+    return Goal(key, value, upwards, tuple((one.reached.get(key) or {}).get(way) for one in jobs))
 
 
 def panels(jobs: Sequence[Compared]) -> dict[str, dict[str, Curve]]:
@@ -90,7 +142,7 @@ def panels(jobs: Sequence[Compared]) -> dict[str, dict[str, Curve]]:
     for one in jobs:
         name = point((one.job.group or {}).get("point") or {}) or one.job.name or one.job.id
         for key, curve in one.curves.items():
-            if (key.startswith("val/") or key in _DRAWN) and not key.endswith(_NOT_DRAWN):
+            if (key.startswith("val/") or key in _DRAWN) and not key.endswith(BASELINES):
                 found.setdefault(key, {})[f"{one.job.id}  {name}" if name != one.job.id else name] = curve
     order = sorted(found, key=lambda key: (_DRAWN.index(key) if key in _DRAWN else len(_DRAWN), key))
     return {key: found[key] for key in order[:_PANELS]}
@@ -105,40 +157,3 @@ def differences(configs: Sequence[dict[str, Any]]) -> dict[str, tuple[Any, ...]]
 def _leaf(config: dict[str, Any], key: str) -> Any:
     value = look_up(config, tuple(key.split(".")))
     return ABSENT if value is NO_VALUE else value
-
-
-def learned(lines: Sequence[dict[str, Any]]) -> Learned:
-    """The numbers of merged metrics."""
-    steps = [line for line in lines if "event" not in line]
-    evaluations = [line for line in lines if line.get("event") == "eval"]
-    last = evaluations[-1] if evaluations else {}
-    applied, skipped = _last(steps, "applied"), sum(line.get("event") == "skipped" for line in lines)
-    speed, best = _last(steps, "it_s"), _numbers(evaluations, "val/psnr")
-    return Learned(
-        step=_last(lines, "step"), loss=_recent(steps, "loss"), psnr=_recent(steps, "psnr"),
-        val_psnr=_number(last.get("val/psnr")), val_psnr_best=max(best, default=None),
-        val_psnr_input=_number(last.get("val/psnr_input")), val_ssim=_number(last.get("val/ssim")),
-        val_ssim_input=_number(last.get("val/ssim_input")), val_lpips=_number(last.get("val/lpips")),
-        val_psnr_white=_number(last.get("val/psnr_white")), val_psnr_mean=_number(last.get("val/psnr_mean")),
-        val_psnr_copy=_number(last.get("val/psnr_copy")),
-        applied=applied, attempted=None if applied is None else applied + skipped,
-        skipped=skipped if steps or skipped else None, lr=_last(steps, "lr"),
-        s_step=1 / speed if speed else None, curve=tuple(best) if len(best) > 1 else tuple(_numbers(steps, "loss")))
-
-
-def _number(value: Any) -> Number:
-    """JSON lacks nan and inf, so they come as words: no number to compare."""
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _numbers(lines: Sequence[dict[str, Any]], key: str) -> list[float]:
-    return [value for line in lines if (value := _number(line.get(key))) is not None]
-
-
-def _last(lines: Sequence[dict[str, Any]], key: str) -> Number:
-    return next(iter(_numbers(list(reversed(lines)), key)), None)
-
-
-def _recent(lines: Sequence[dict[str, Any]], key: str) -> Number:
-    values = _numbers(lines, key)[-RECENT:]
-    return sum(values) / len(values) if values else None

@@ -71,6 +71,18 @@ class Backend(Protocol):
         """What is wrong with a job, its curves (of so many points at most; 0: as many as suit a terminal), and where
         its time went."""
 
+    def compare(self, run_dirs: Sequence[str], points: int, reach: Sequence[tuple[str, float]] = ()) -> list[Answer]:
+        """What a comparison of these jobs needs: cluster/node/comparing.py."""
+
+    def code_files(self, run_dir: str) -> dict[str, str] | None:
+        """The content of each file of a job's snapshot, by its hash; None: it is not kept there."""
+
+    def code_texts(self, run_dir: str, paths: Sequence[str]) -> dict[str, str]:
+        """Those of these files of a job's snapshot that are texts."""
+
+    def commits(self, directory: str, old: str, new: str) -> list[tuple[str, int | None, int | None]] | None:
+        """(path, lines added, removed) between two commits of a work tree there; None: it does not know them."""
+
     def kill(self, run_dir: str, by: str, grace_s: float | None = None, now: bool = False) -> Answer:
         """Stop a job; returns when nothing of it is left, or with the survivors."""
 

@@ -75,6 +75,20 @@ class HostBackend:
     def doctor(self, run_dir: str, points: int = 0) -> Answer:
         return self._shell.ask({"op": "doctor", "run_dir": run_dir, "points": points})
 
+    def compare(self, run_dirs: Sequence[str], points: int, reach: Sequence[tuple[str, float]] = ()) -> list[Answer]:
+        return self._shell.ask({"op": "compare", "jobs": list(run_dirs), "points": points,
+                                "reach": [list(one) for one in reach]})["jobs"]
+
+    def code_files(self, run_dir: str) -> dict[str, str] | None:
+        return self._shell.ask({"op": "code_files", "run_dir": run_dir})["files"]
+
+    def code_texts(self, run_dir: str, paths: Sequence[str]) -> dict[str, str]:
+        return self._shell.ask({"op": "code_texts", "run_dir": run_dir, "paths": list(paths)})["texts"]
+
+    def commits(self, directory: str, old: str, new: str) -> list[tuple[str, int | None, int | None]] | None:
+        found = self._shell.ask({"op": "commits", "directory": directory, "old": old, "new": new})["files"]
+        return found and [(path, added, removed) for path, added, removed in found]
+
     def kill(self, run_dir: str, by: str, grace_s: float | None = None, now: bool = False) -> Answer:
         return self._shell.ask({"op": "kill", "run_dir": run_dir, "by": by, "grace_s": grace_s, "now": now})
 

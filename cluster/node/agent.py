@@ -26,6 +26,8 @@ _OPS = {
     "submit_array": ("cluster.node.submit", "submit_array"),
     "status": ("cluster.node.view", "status"), "show": ("cluster.node.details", "show"),
     "metrics": ("cluster.node.details", "metrics"), "doctor": ("cluster.node.doctor", "doctor"),
+    "compare": ("cluster.node.comparing", "compare"), "commits": ("cluster.node.comparing", "commits"),
+    "code_files": ("cluster.node.comparing", "code_files"), "code_texts": ("cluster.node.comparing", "code_texts"),
     "join": ("cluster.node.joining", "join"), "revive": ("cluster.node.joining", "revive"),
     "kill_all": ("cluster.node.kill", "kill_all"),
     "discard": ("cluster.node.measured", "discard"),

@@ -27,6 +27,7 @@ class Prepared:
     python: str | None = None
     gpus: tuple[str, ...] = ()  # UUIDs
     driver: str | None = None
+    cards: tuple[str, ...] = ()  # what its GPUs are called
     resume: str | None = None
     resume_step: int | None = None
     found: tuple[str, ...] = ()  # checkpoints that count at the start
@@ -85,7 +86,8 @@ def _prepare(run: RunDir, attempt: AttemptDir, spec: JobSpec, found: tuple[str, 
 
         same = alike.facts(run, spec, cwd, python, env)
     return Prepared(None, tuple(command), tuple(argv), cwd, env, python, uuids, chosen[0].driver if chosen else None,
-                    start.path, start.step, found, (*taken, *start.notes, *missing, *disturbed), same, start.args)
+                    tuple(gpu.name for gpu in chosen), start.path, start.step, found,
+                    (*taken, *start.notes, *missing, *disturbed), same, start.args)
 
 
 def _taken_over(run: RunDir, attempt: AttemptDir, spec: JobSpec) -> list[str]:

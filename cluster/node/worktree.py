@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ PATCH_IN_CODE = ".launch/uncommitted.patch"  # where the client puts the patch o
 _GIT_S = 20.0  # a work tree on a cold network file system
 _LONGEST_PATCH = 2 << 20
 _NAMES = 1000
+_SHA = re.compile(r"[0-9a-f]{40,64}")
 
 
 def record(run: RunDir, directory: str) -> None:
@@ -45,6 +47,17 @@ def state(directory: Path) -> dict[str, Any] | None:
     return {"git_sha": None if sha == "(initial)" else sha, "dirty": dirty,
             "untracked": [one[2:] for one in records if one.startswith("? ")][:_NAMES],
             "patch": (patch or "")[:_LONGEST_PATCH]}
+
+
+def numstat(directory: Path, old: str, new: str) -> list[tuple[str, int | None, int | None]] | None:
+    """(path, lines added, lines removed; None: not a text) from one commit to the other; None: it lacks one of them."""
+    if not (_SHA.fullmatch(old) and _SHA.fullmatch(new)):
+        return None
+    said = _git(directory, "diff", "--no-ext-diff", "--no-textconv", "--no-renames", "--numstat", "-z", old, new, "--")
+    if said is None:
+        return None
+    rows = [record.split("\t", 2) for record in said.split("\0") if record.count("\t") >= 2]
+    return [(path, *(None if count == "-" else int(count) for count in counts)) for *counts, path in rows]
 
 
 def _git(directory: Path, *args: str) -> str | None:
