@@ -88,11 +88,13 @@ def _pace(lines: Sequence[Line]) -> float:
 def _lines(parts: dict[str, float], one: Attempt, kept: int | None) -> None:
     """From the first line to the last: each stretch belongs to the line that ends it."""
     pace, before, stepped = _pace(one.lines), one.lines[0], False
+    reached = before["step"]  # the line of a save that went on meanwhile names an earlier one
     for line in one.lines[1:]:
         seconds = max(0.0, (as_number(line.get("t")) or 0.0) - (as_number(before.get("t")) or 0.0))
-        count = max(0, line["step"] - before["step"])
-        own = min(seconds, limit.STALL_STEPS * count * pace) if count and pace else 0.0
-        rest, kind = seconds - own, {"eval": "evaluation", "checkpoint": "checkpoint"}.get(line.get("event"), "stall")
+        count, reached = max(0, line["step"] - reached), max(reached, line["step"])
+        kind = {"eval": "evaluation", "checkpoint": "checkpoint"}.get(line.get("event"), "stall")
+        own = min(seconds, (limit.STALL_STEPS if kind == "stall" else 1) * count * pace) if count and pace else 0.0
+        rest = seconds - own
         if kind == "stall" and not (pace and count):  # lines without a step or a pace say nothing about a stall
             own, rest = seconds, 0.0
         if kind == "stall" and not stepped:  # a loader, a compiler: that is its start

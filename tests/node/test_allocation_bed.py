@@ -19,6 +19,7 @@ from tests.testbed.slurmbed import LOGIN, SlurmBed
 
 STAGE = REPOSITORY / "tests/e2e/project/tiny_stage.py"
 CONFIG = "steps: {steps}\npace_s: {pace_s}\nsave_s: 0.0\ndie_in_save: 0\n"
+STAYS = "import time, tiny_stage; tiny_stage.main(); time.sleep(100000)"
 QUEUE = """
 import sys
 from pathlib import Path
@@ -103,6 +104,20 @@ def test_a_preemption_saves_at_once_and_goes_on(slurm_bed: SlurmBed, bed_job: Ca
     assert (first.reason, first.next, last.reason) == (Reason.PREEMPTED, "requeue", Reason.DONE)
     assert first.checkpoint_step == first.step == job.starts[1].resume_step
     assert [start.by for start in job.starts] == ["submit", "scheduler"] and {start.slurm_id for start in job.starts} == {job.id}
+
+
+@pytest.mark.campaign
+def test_a_node_that_dies_when_all_is_done_leaves_a_completed_job(
+        slurm_bed: SlurmBed, bed_job: Callable[..., BedJob]) -> None:
+    """And what waits for it begins."""
+    job = bed_job(20, {"mem": "4G"}, kind="command", argv=(sys.executable, "-c", STAYS))
+    after = slurm_bed.sbatch("true", f"--dependency=afterok:{job.id}", "--kill-on-invalid-dep=yes")
+    wait_until(lambda: any(line.get("event") == "done" for line in merged_metrics(job.run)), 90, "all is done")
+    with slurm_bed.power_cut(job.starts[0].hostname):
+        job.completed(20, 150)
+    assert [start.by for start in job.starts] == ["submit", "scheduler"] and len(job.endings) == 1
+    assert "attempt 0 had done all of it" in job.endings[0].detail
+    slurm_bed.await_job(after, "COMPLETED")
 
 
 def test_where_requeue_is_forbidden_dependents_follow_the_continuation(slurm_bed: SlurmBed, bed_job: Callable[..., BedJob]) -> None:

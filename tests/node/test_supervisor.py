@@ -231,5 +231,5 @@ def test_a_supervisor_whose_job_another_one_has_makes_no_attempt(
     monkeypatch.setattr(Supervisor, "_make", staticmethod(lambda new: made.append(new.number) or True))
     late = object.__new__(Supervisor)
     late._run, late._number = job.run, 3
-    assert late._new_attempt() is None and made == []
+    assert late._new_attempt("submit") is None and made == []
     assert "the attempt after 3 is another supervisor's" in capsys.readouterr().err
