@@ -15,7 +15,7 @@ from typing import Any
 from cluster.contract import RunDir
 from cluster.events import AttemptStarted, Launched, Reason
 from cluster.node import ending, failure
-from cluster.node.attempt import FIRST_BEAT_S, LOOK_S, SAMPLE_SHARE, Attempt
+from cluster.node.attempt import Attempt
 from cluster.node.ending import Outcome
 from cluster.node.failure import Facts, Verdict
 from cluster.node.loop import Loop
@@ -26,6 +26,7 @@ from cluster.node.progress import Progress, Watch
 from cluster.node.stopping import Identity, Told
 from cluster.node.tail import last_bytes
 from cluster.node.trees import Tree
+from cluster.node.vigil import FIRST_BEAT_S, LOOK_S
 from cluster.spec import JobSpec
 
 TREE_S = 2.0  # between two looks at what the program has started
@@ -118,11 +119,8 @@ class AdoptedAttempt(Attempt):
             self.beat()
         return living
 
-    def _sample_memory(self) -> None:
-        begun = time.monotonic()
-        if begun >= self._next_sample:
-            self._peak_rss_mb = max(self._peak_rss_mb, sum(one.rss_mb for one in self._tree.living()))
-            self._next_sample = begun + SAMPLE_SHARE * (time.monotonic() - begun)
+    def _family(self) -> list[Proc]:
+        return self._tree.living()
 
     def _verdict(self, outcome: Outcome, oom_kills: int) -> Verdict:
         if self._asked is not None and (not self._ended_first or self._asked.why == "restart"):

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from cluster.contract import RunDir
 from cluster.errors import NodeFailure
-from cluster.node import worktree
+from cluster.node import described, worktree
 from cluster.spec import JobSpec
 
 _ASK_S = 120.0  # a Python on a cold network file system
@@ -26,9 +25,8 @@ def facts(run: RunDir, spec: JobSpec, cwd: str, python: str | None, env: Mapping
     found: dict[str, Any] = {"code": _code_digest(run, spec, cwd)}
     if spec.kind != "torchrun" or python is None:
         return found
-    source = __loader__.get_data(os.path.join(os.path.dirname(__file__), "describe.py")).decode()
     try:
-        done = subprocess.run([python, "-c", source], env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL,
+        done = subprocess.run([python, "-c", described.source()], env=dict(env), cwd=cwd, stdin=subprocess.DEVNULL,
                               capture_output=True, timeout=_ASK_S)
         return found | json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:

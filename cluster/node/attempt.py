@@ -1,114 +1,58 @@
 """One attempt of a job: prepare, start, watch, stop, and the certainty that nothing of it is left.
 
-Straight code over `Loop.wait`: whatever it waits for, `_wait` keeps looking at requests, progress and the clock.
+Straight code over `Vigil._wait`, which keeps looking at requests, progress and the clock.
 """
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cluster.contract import RunDir
-from cluster.events import AttemptStarted, Launched, Reason, StopAsked
+from cluster.events import AttemptStarted, Launched, Reason
 from cluster.journal import read_journal
-from cluster.node import ending, failure, measured, rank
-from cluster.node.aside import Aside, AsideFailed
-from cluster.node.chronicle import Chronicle
-from cluster.node.control import Restart, Stop
-from cluster.node.ending import Asked, Outcome
-from cluster.node.failure import Facts, Verdict
-from cluster.node.guarding import Guards, restarted
+from cluster.node import described, ending, failure, measured, preflight, rank
+from cluster.node.aside import AsideFailed
+from cluster.node.ending import Outcome
+from cluster.node.failure import Verdict
+from cluster.node.guarding import Guards
 from cluster.node.history import resumed_from
-from cluster.node.loop import Loop
-from cluster.node.place import Place
 from cluster.node.prepare import Prepared, prepare
-from cluster.node.process import SWEEP_S, Proc, dead_children, descendants, members, read_process, send
+from cluster.node.process import SWEEP_S, Proc, dead_children, read_process, send
 from cluster.node.progress import Watch
 from cluster.node.resume import counting_checkpoints
 from cluster.node.stopping import Identity, Told
-from cluster.node.tail import last_bytes
-from cluster.node.torchrun import Seat
+from cluster.node.vigil import FIRST_BEAT_S, LOOK_S, Vigil
 from cluster.node.waiting import Waiting
-from cluster.spec import JobSpec
 
 if TYPE_CHECKING:
     from cluster.node.leasing import Leasing
 
-LOOK_S = 0.5  # requests and progress
-BEAT_S = 10.0  # heartbeat and memory
-FIRST_BEAT_S = 1.0  # after the start, so that a short job has a figure for its memory too
-SAMPLE_SHARE = 200  # looking at the memory takes at most this part of the time, however many processes there are
-GRACE_MIN_S = 60.0
-GRACE_SAVES = 3.0  # times the last measured save
 LEFTOVERS_S = 10.0  # what is left of a program that has ended well may end by itself for this long
 VERIFY_S = 300.0
 MEASURE_S = 30.0
 
 
-class Attempt:
+class Attempt(Vigil):
     """`live` runs it to its end. The supervisor then decides what follows, records that and calls `close`.
 
     What is different with several nodes is in `parts` (node 0's side) and `member` (the others').
     """
 
-    seat: Seat | None = None  # among several nodes
-
-    def __init__(self, run: RunDir, number: int, spec: JobSpec, loop: Loop, place: Place,
-                 save_s: float | None) -> None:
-        node = self.seat.node if self.seat else 0
-        self.run, self.dir, self.spec = run, run.attempt(number, node), spec
-        self.says = Chronicle(self.dir, spec.submitted_at)
-        self.watch = Watch(self.dir, {})
+    def __init__(self, *how: Any) -> None:
         self.resumed: int | str | None = None  # step; path where no step is known
         self.begun_at = time.monotonic()
-        self.helpers: set[int] = set()  # children of the supervisor that are not the job
-        self._loop, self._place, self._save_s = loop, place, save_s
-        self._early: list[Stop | Restart] = []  # asked before the journal was begun
-        self._asked: Asked | None = None
-        self._launched = False
-        self._guards: Guards | None = None  # while its program runs by itself
         self._launched_at = 0.0  # unix s
-        self._gpus: tuple[str, ...] = ()
-        self._peak_rss_mb = 0.0
-        self._waits = ""  # for what, in words for a person
         self._ended_first = False  # the program had ended by itself when the stop came
         self._by_force = False
-        self._next_look = self._next_beat = self._next_sample = 0.0
-        self.beat()
-
-    @property
-    def grace_s(self) -> float:
-        """How long a stop may take: the spec's word, else what the saves seen so far suggest."""
-        if self.spec.grace_s is not None:
-            return self.spec.grace_s
-        return max(GRACE_MIN_S, GRACE_SAVES * (self.watch.now.save_s or self._save_s or 0.0))
+        super().__init__(*how)
 
     @property
     def _ours(self) -> bool:
         """Whether the program writes our metrics and checkpoints."""
         return self.spec.resume_rule.kind == "launch"
 
-    def beat(self) -> None:
-        now = self.watch.now
-        self._next_beat = time.monotonic() + BEAT_S
-        self.says.beat({
-            "step": now.step, "total": now.total, "loss": now.loss, "it_s": now.it_s, "eta_s": now.eta_s,
-            "applied": now.applied, "peak_rss_mb": round(self._peak_rss_mb, 1), "gpus": list(self._gpus),
-            "save_s": now.save_s or self._save_s, "waits": self._waits, **self._more_facts()})
-
-    def _more_facts(self) -> dict[str, Any]:
-        """For the heartbeat."""
-        return {}
-
-    def beat_if_due(self) -> None:
-        if time.monotonic() >= self._next_beat:
-            self.beat()
-
-    # --- its life -----------------------------------------------------------------------------------------------------
+    # --- until it may start -------------------------------------------------------------------------------------------
 
     def live(self, by: str, code_digest: str | None) -> Outcome:
         blocked = None if self._had_its_turn(by) else self._hold()
@@ -219,11 +163,7 @@ class Attempt:
             return self._unprepared(problem or None)
         aside = self._aside(prepare, str(self.run.path), self.dir.number, self.spec, code_digest, self.seat,
                             self._place.lease.gpus if self._place.lease else ())
-        while not aside.done() and not self._early:
-            self._wait(LOOK_S)
-        if not aside.done():
-            aside.kill()
-            self.helpers.discard(aside.pid)  # what it has started is ended like the job
+        if not self._waited_for(aside, unless=lambda: self._early):
             return self._unprepared()
         try:
             return Prepared.from_json(aside.result())
@@ -234,24 +174,17 @@ class Attempt:
         """Look at its inputs as `launch check` does -> what is wrong with them; empty: it may start."""
         if self.spec.preflight is None or self.dir.node:
             return ""
-        aside = self._aside(_look_before, str(self.run.path), self.dir.number, self.spec, prepared.python, prepared.cwd,
-                            prepared.env, prepared.gpus, prepared.resume or "")
-        while not aside.done() and not self._asked:
-            self._wait(LOOK_S)
-        if not aside.done():
-            aside.kill()
-            self.helpers.discard(aside.pid)  # what it has started is ended like the job
+        aside = self._aside(preflight.look, str(self.run.path), self.dir.number, self.spec, prepared.python,
+                            prepared.cwd, prepared.env, prepared.gpus, prepared.resume or "")
+        if not self._waited_for(aside, unless=lambda: self._asked):
             return ""
         try:
-            found = aside.result()["found"]
+            problem, notes = preflight.said(aside.result()["found"])
         except AsideFailed as error:
-            self.says.note(f"its inputs could not be looked at: {error}")
-            return ""
-        errors = [one for one in found if one["severity"] == "error"]
-        for one in found:
-            if not errors and one["severity"] == "warning":
-                self.says.note(f"preflight: {one['where']}: {one['what']}")
-        return "\n  ".join(f"{one['where']}: {one['what']}; {one['fix']}" for one in errors)
+            problem, notes = "", [f"its inputs could not be looked at: {error}"]
+        for text in notes:
+            self.says.note(text)
+        return problem
 
     def _unprepared(self, problem: str | None = None) -> Prepared:
         """With the checkpoints there are: those that an attempt did not find at its start never count again."""
@@ -277,18 +210,15 @@ class Attempt:
         """env.json, by the job's own Python and beside the job."""
         if prepared.python is None:
             return
-        facts = {"hostname": self.says.me["hostname"], "driver": prepared.driver, "gpus": list(prepared.gpus)}
-        source = __loader__.get_data(os.path.join(os.path.dirname(__file__), "describe.py")).decode()
-        env = {name: value for name, value in (prepared.env or {}).items() if not name.startswith("LAUNCH_")}
+        facts = {"hostname": self.says.me["hostname"], "driver": prepared.driver, "gpus": list(prepared.gpus),
+                 "cards": list(prepared.cards)}
         try:
-            pid = _spawn([prepared.python, "-c", source, str(self.dir.env), json.dumps(facts)], env)
+            pid = described.start(self.dir.env, prepared.python, prepared.env or {}, facts)
         except OSError as error:
             self.says.note(f"env.json is missing: {prepared.python}: {error.strerror}")
             return
         self._loop.adopt(pid)
         self.helpers.add(pid)
-        with contextlib.suppress(ProcessLookupError):
-            os.setpriority(os.PRIO_PROCESS, pid, 10)  # the job itself is being started now
 
     def _watch_root(self, pid: int, told: Told) -> bool:
         """Until the root process has ended or the grace is over. -> whether it ended with exit code 0."""
@@ -318,11 +248,6 @@ class Attempt:
             self._wait(min(pause, max(0.0, until - time.monotonic())))
             pause = min(LOOK_S, pause * 1.5)
 
-    @property
-    def _deadline(self) -> float | None:
-        """By when (time.monotonic) all of it must be gone; None: nobody wants it to end."""
-        return self._asked.deadline if self._asked else None
-
     def _others_end(self) -> None:
         """Our own part has ended, and nothing of it is left."""
 
@@ -341,98 +266,6 @@ class Attempt:
         while dead_children(os.getpid(), self._spared) and time.monotonic() < until:
             self._loop.wait(0.01)
         return []
-
-    def _members(self) -> list[Proc]:
-        return members(os.getpid(), self.spec.token_on(self.dir.node), self._spared)
-
-    @property
-    def _spared(self) -> set[int]:
-        """Helpers that live: the pid of one that has ended may be a process of the job by now."""
-        return (self.helpers | self._place.helpers) - self._loop.exits.keys()
-
-    # --- what it looks at while it waits ------------------------------------------------------------------------------
-
-    def _wait(self, longest_s: float) -> None:
-        woken = self._loop.wait(longest_s)
-        now = time.monotonic()
-        if woken or now >= self._next_look:
-            self._look()
-        if now >= self._next_look:
-            self._next_look = now + LOOK_S
-            self.watch.update()
-            woken = True
-        if woken:  # also by a helper that has something to say: until it was heard the loop would not sleep
-            self._guard()
-            if self._place.teller:
-                self._place.teller.step()
-        if now >= self._next_beat:
-            self._sample_memory()
-            for text in self._place.keep_lease() if self.says.begun else ():
-                self.says.note(text)
-            self.beat()
-
-    def _guard(self) -> None:
-        """Say what its guards have found, and do what its stage file wants done then."""
-        if self._asked is not None:
-            self._end_guards()
-        if self._guards is None:
-            return
-        found, config = self._guards.look(self._members, self._gpus)
-        for text in self._guards.news:
-            self.says.note(text)
-        self._guards.news.clear()
-        for one in found:
-            self.says.record(one)
-            self._place.tell(one.t)
-            if one.policy == "checkpoint-and-stop" and self._asked is None:
-                self._ask(Stop(f"guard {one.rule}", "guard"))
-            elif one.policy == "restart-with" and self._asked is None:
-                spec = restarted(self.spec, config) if config else None
-                self._ask(Restart(f"guard {one.rule}", spec=spec, config=config or None, reason=Reason.GUARD))
-
-    def _end_guards(self) -> None:
-        if self._guards is not None:
-            self._guards.close()
-        self._guards = None
-
-    def _sample_memory(self) -> None:
-        begun = time.monotonic()
-        if self._launched and begun >= self._next_sample:
-            rss_mb = sum(one.rss_mb for one in descendants(os.getpid(), self._spared))
-            self._peak_rss_mb = max(self._peak_rss_mb, rss_mb)
-            self._next_sample = begun + SAMPLE_SHARE * (time.monotonic() - begun)
-
-    def _look(self) -> None:
-        for request in self._place.requests(self.dir.number):
-            if self.says.begun:
-                self._ask(request)
-            else:
-                self._early.append(request)
-
-    def _ask(self, request: Stop | Restart) -> None:
-        """Begin a stop, or shorten the one under way. A kill overrules a restart, never the other way round."""
-        now = isinstance(request, Stop) and request.now
-        grace_s = 0.0 if now else self.grace_s if request.grace_s is None else request.grace_s
-        deadline = time.monotonic() + grace_s
-        if isinstance(request, Restart):
-            if self._asked is not None:
-                return self._too_late(request, self._asked)
-            self._asked = Asked("restart", request.by, deadline, request, request.reason)
-        elif self._asked is None:
-            self._asked = Asked(request.why, request.by, deadline, reason=request.reason)
-        else:
-            if request.why == "scheduler" and self._asked.restart:
-                self._place.control.keep("restart")  # for the next allocation
-            self._asked.deadline = min(self._asked.deadline, deadline)
-            self._asked.overrule(request)
-        self.says.record(StopAsked(time.time(), request.by, self._asked.why, grace_s))
-
-    def _too_late(self, request: Restart, asked: Asked) -> None:
-        if asked.why == "scheduler":
-            self._place.control.keep("restart")
-            self.says.note(f"{request.by} asked for a restart while SLURM ended the allocation: it is done in the next")
-        else:
-            self.says.note(f"{request.by} asked for a restart while the job was being stopped: not done")
 
     # --- how it ended -------------------------------------------------------------------------------------------------
 
@@ -454,57 +287,13 @@ class Attempt:
                                     self.dir.number, self._launched_at, self._gpus):
             self.says.note(problem)
 
-    def _in_time(self, otherwise: str, limit_s: float, function: Callable[..., Any], *args: Any) -> Any:
-        """The result of slow work, done aside; None, with a note, when it fails or takes too long."""
-        aside = self._aside(function, *args)
-        until = time.monotonic() + min(limit_s, self._place.ending_s)
-        while not aside.done() and time.monotonic() < until:
-            self._wait(LOOK_S)
-        try:
-            if aside.done():
-                return aside.result()
-            self.says.note(f"{otherwise} in time")
-        except AsideFailed as error:
-            self.says.note(f"{otherwise}: {error}")
-        finally:
-            aside.kill()
-        return None
-
     def _verdict(self, outcome: Outcome, oom_kills: int) -> Verdict:
         now, asked = self.watch.now, self._asked
         if asked is None or self._ended_first and asked.why != "restart":
-            verdict = failure.judge(self._facts(outcome.exit_code, oom_kills))
+            verdict = failure.judge(ending.facts(self.dir, self.spec, now, outcome.exit_code, oom_kills))
             if asked is None or asked.why != "scheduler" or verdict.reason is Reason.DONE:
                 return verdict
         if self._ours and (now.done or outcome.exit_code == 0 and now.complete):
             asked.restart = None
             return Verdict(Reason.DONE, f"step {now.step}: it was complete when the stop came")
         return ending.stopped(asked, ending.how_it_stopped(now, outcome, self._ours, self._by_force))
-
-    def _facts(self, exit_code: int | None, oom_kills: int) -> Facts:
-        from cluster.node import room  # a start does without
-
-        first = self.dir.node * self.spec.ranks
-        logs = {rank: last_bytes(self.dir.rank_log(rank)) for rank in range(first, first + self.spec.ranks)}
-        inside = logs[first] if "torch" in logs[first] else None  # a torchrun that a command started
-        agent = last_bytes(self.dir.agent_log) if self.spec.kind == "torchrun" else inside
-        code = -signal.SIGKILL if exit_code is None else exit_code
-        return Facts(code, self._ours, logs, agent, self.watch.now, oom_kills, room.is_full(self.dir.path))
-
-    def _aside(self, function: Callable[..., Any], *args: Any) -> Aside:
-        aside = Aside(self._loop, function, *args)
-        self.helpers.add(aside.pid)
-        return aside
-
-
-def _look_before(*args: Any) -> dict[str, Any]:
-    from cluster.node import check_deep  # loads what the supervisor does without
-
-    return check_deep.before(*args)
-
-
-def _spawn(command: list[str], env: dict[str, str]) -> int:
-    """Deaf to the signals of a scheduler, which sends them to all below the supervisor."""
-    null = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
-    deaf = (signal.SIGUSR1, signal.SIGUSR2)
-    return os.posix_spawn(command[0], command, env, file_actions=[null], setsigmask=deaf)

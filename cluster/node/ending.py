@@ -1,16 +1,19 @@
 """The words for an attempt that was asked to stop, and what the supervisor needs to know of any that ended."""
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cluster.contract import RunDir
+from cluster.contract import AttemptDir, RunDir
 from cluster.events import Reason
 from cluster.node import resume
 from cluster.node.control import Restart, Stop
-from cluster.node.failure import Verdict
+from cluster.node.failure import Facts, Verdict
 from cluster.node.progress import Progress
+from cluster.node.tail import last_bytes
+from cluster.spec import JobSpec
 
 Why = Literal["kill", "restart", "time limit", "scheduler", "superseded", "guard"]
 # A kill overrules the scheduler, which would start the job again; where a newer attempt runs, that one is killed.
@@ -82,3 +85,15 @@ def newest_checkpoint(run_dir: str, number: int) -> dict[str, Any]:
     run = RunDir(Path(run_dir))
     best = resume.newest_verified(run, resume.counting_checkpoints(run, number + 1))
     return {"name": Path(best.path).name if best.path else None, "step": best.step, "notes": list(best.notes)}
+
+
+def facts(attempt: AttemptDir, spec: JobSpec, now: Progress, exit_code: int | None, oom_kills: int) -> Facts:
+    """What `failure.judge` is to look at. `exit_code` None: that of the root never came."""
+    from cluster.node import room  # a start does without
+
+    first = attempt.node * spec.ranks
+    logs = {rank: last_bytes(attempt.rank_log(rank)) for rank in range(first, first + spec.ranks)}
+    inside = logs[first] if "torch" in logs[first] else None  # a torchrun that a command started
+    agent = last_bytes(attempt.agent_log) if spec.kind == "torchrun" else inside
+    code = -signal.SIGKILL if exit_code is None else exit_code
+    return Facts(code, spec.resume_rule.kind == "launch", logs, agent, now, oom_kills, room.is_full(attempt.path))

@@ -20,7 +20,7 @@ from typing import Any
 from cluster.contract import RunDir, write_atomically
 from cluster.events import TERMINATED, AttemptEnded, Reason
 from cluster.journal import read_journal
-from cluster.node.attempt import LOOK_S, Attempt
+from cluster.node.attempt import Attempt
 from cluster.node.control import Restart, Stop
 from cluster.node.ending import Outcome
 from cluster.node.failure import Verdict
@@ -33,6 +33,7 @@ from cluster.node.process import boot_id, hostname, start_time
 from cluster.node.recall import Recall
 from cluster.node.supervisor import forget_outer_job
 from cluster.node.torchrun import Seat
+from cluster.node.vigil import LOOK_S
 from cluster.spec import BadSpec, JobSpec
 
 LOST_GRACE_S = 8.0  # for a part whose leader is lost: no collective can end any more

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.events import Reason
 from cluster.node import alike, environment
-from cluster.node.attempt import LOOK_S, Attempt
+from cluster.node.attempt import Attempt
 from cluster.node.control import Restart, Stop
 from cluster.node.ending import Outcome, stopped
 from cluster.node.failure import Retry, Verdict
@@ -21,6 +21,7 @@ from cluster.node.recall import Recall
 from cluster.node.stopping import Identity, Told
 from cluster.node.team import CLOCKS_S, Team
 from cluster.node.torchrun import Seat
+from cluster.node.vigil import LOOK_S
 
 BROKEN_GRACE_S = 8.0  # for the rest once a part has failed: no collective can end any more
 ABSENT_S = 60.0  # a node of an allocation that was lost and stays away so long is one for the scheduler
