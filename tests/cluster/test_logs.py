@@ -14,7 +14,7 @@ import pytest
 from cluster.contract import RunDir
 from cluster.errors import NodeFailure, Unusable
 from cluster.events import encode
-from cluster.node import logs, process
+from cluster.node import logfile, logs, process
 from tests.cluster.jobs import DONE, LAUNCHED, STARTED, past_run, write_journal
 
 
@@ -40,11 +40,11 @@ def living(run: RunDir) -> RunDir:
     return run
 
 
-def frames(run: RunDir, wait: logs.Wait = logs.sleep, **request: object) -> Iterator[logs.Frame]:
+def frames(run: RunDir, wait: logs.Wait = logs.sleep, **request: object) -> Iterator[logfile.Frame]:
     return logs.frames({"run_dir": str(run.path), **request}, wait)
 
 
-def text(found: Iterator[logs.Frame]) -> bytes:
+def text(found: Iterator[logfile.Frame]) -> bytes:
     return b"".join(body for _, body in found)
 
 
@@ -80,7 +80,7 @@ def test_the_last_lines_over_attempts(run: RunDir) -> None:
 
 def test_the_last_lines_of_a_big_log_are_found_from_its_end(
         run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "BLOCK", 64)
+    monkeypatch.setattr(logfile, "BLOCK", 64)
     content = [b"%d %b\n" % (number, b"x" * (number % 150)) for number in range(400)]
     run.attempt(1).rank_log(0).write_bytes(b"".join(content))
     for wanted in (1, 3, 50, 399, 400, 401):
@@ -88,15 +88,15 @@ def test_the_last_lines_of_a_big_log_are_found_from_its_end(
 
 
 def test_exact_bytes_whatever_they_are(run: RunDir) -> None:
-    content = os.urandom(3 * logs.BLOCK + 17)
+    content = os.urandom(3 * logfile.BLOCK + 17)
     run.attempt(1).rank_log(0).write_bytes(content)
     found = list(frames(run))
     assert text(iter(found)) == content
-    assert max(header.get("n", 0) for header, _ in found) <= logs.BLOCK
+    assert max(header.get("n", 0) for header, _ in found) <= logfile.BLOCK
 
 
 def test_grep_on_the_node_by_whole_lines(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "BLOCK", 100)
+    monkeypatch.setattr(logfile, "BLOCK", 100)
     content = b"".join(b"step %d loss \xff\n" % number for number in range(100)) + b"last loss, unfinished"
     run.attempt(1).rank_log(0).write_bytes(content)
     found = list(frames(run, grep=r"^step \d0 |unfinished"))
@@ -108,7 +108,7 @@ def test_grep_on_the_node_by_whole_lines(run: RunDir, monkeypatch: pytest.Monkey
 
 
 def test_grep_takes_each_state_of_a_progress_bar_for_a_line(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "BLOCK", 64)
+    monkeypatch.setattr(logfile, "BLOCK", 64)
     states = [b"\r%3d%%|#| loss %d" % (number, number) for number in range(100)]
     run.attempt(1).rank_log(0).write_bytes(b"begin\r\n" + b"".join(states) + b"\nloss at last")
     assert text(frames(run, grep="loss .7$|begin")) == b"begin\r\n" + b"".join(
@@ -117,14 +117,14 @@ def test_grep_takes_each_state_of_a_progress_bar_for_a_line(run: RunDir, monkeyp
 
 
 def test_a_line_without_end_is_searched_in_parts(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "BLOCK", 64)
+    monkeypatch.setattr(logfile, "BLOCK", 64)
     run.attempt(1).rank_log(0).write_bytes(b"x" * 1000 + b" mouse " + b"y" * 1000)
     found = list(frames(run, grep="mouse"))
     assert b"mouse" in text(iter(found)) and max(header.get("n", 0) for header, _ in found) <= 64
 
 
 def test_the_last_lines_that_match(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "BLOCK", 64)
+    monkeypatch.setattr(logfile, "BLOCK", 64)
     content = [b"%d %b%b\n" % (n, b"x" * (n % 150), b" hit" * (n % 3 == 0)) for n in range(400)]
     run.attempt(1).rank_log(0).write_bytes(b"".join(content))
     hits = [line for line in content if b"hit" in line and len(line) < 64]
