@@ -14,7 +14,7 @@ import pytest
 
 from cluster.contract import RunDir
 from cluster.events import AttemptEnded, AttemptStarted, Launched, Reason
-from cluster.node import logs, queue_memory, view
+from cluster.node import following, logs, queue_memory, view
 from cluster.node.sbatch_options import mark
 from cluster.spec import After
 from tests.cluster.jobs import past_run, write_journal
@@ -257,7 +257,7 @@ def test_ended_jobs_ask_nobody(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
 
 def test_a_follower_ends_with_its_job_and_asks_rarely(
         fake_slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "_QUEUE_S", (0.3, 0.6))
+    monkeypatch.setattr(following, "_QUEUE_S", (0.3, 0.6))
     monkeypatch.setattr(logs, "_STATE_S", 0.05)
     monkeypatch.setattr(queue_memory.Source, "due", lambda self, *_: True)
     fake_slurm.jobs(queued("7", State="RUNNING", NodeList="gpu01"))
