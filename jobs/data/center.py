@@ -21,7 +21,7 @@ from PIL import Image
 
 from jobs.data.lists import METADATA, Entry, each, listings
 from jobs.data.multiview import read_rgba
-from jobs.data.options import add_workers
+from jobs.data.options import add_report
 from jobs.data.rigs import rig_of
 from jobs.data.samples import CAMERAS, BadSample, Sample, read_cameras, read_sample
 from jobs.data.sheet import sheet_of
@@ -40,9 +40,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--size", type=int, help="px of the new pictures (default: as they are)")
     parser.add_argument("--margin", type=float, default=0.1, help="room around the object, of its size (0.1)")
     parser.add_argument("--one-window", action="store_true", help="the same windows for all samples: one rig")
-    parser.add_argument("--json", action="store_true", help="the report for programs")
-    parser.add_argument("--sheet", type=Path, help="write a PNG of the first samples")
-    add_workers(parser)
+    add_report(parser)
     parser.set_defaults(run=run)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from jobs.data.inspection import object_centre, read_alpha
 from jobs.data.lists import METADATA, Entry, each, listings
-from jobs.data.options import add_workers
+from jobs.data.options import add_report
 from jobs.data.rigs import rig_of
 from jobs.data.samples import CAMERAS, BadSample, Sample, read_cameras, read_sample
 from jobs.data.sheet import sheet_of
@@ -48,9 +48,7 @@ def add(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--centre", choices=CENTRES, default="origin",
                         help="what becomes the world origin: it stays, where the optical axes meet, or the object")
     parser.add_argument("--copy", action="store_true", help="copy the pictures (default: hard links where possible)")
-    parser.add_argument("--json", action="store_true", help="the report for programs")
-    parser.add_argument("--sheet", type=Path, help="write a PNG of the first samples")
-    add_workers(parser)
+    add_report(parser)
     parser.set_defaults(run=run)
 
 

@@ -18,6 +18,13 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="processes (default: the cores, up to 4; 1 for few samples)")
 
 
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Of a tool that makes a data set from another one: how it tells what it did, and --workers."""
+    parser.add_argument("--json", action="store_true", help="the report for programs")
+    parser.add_argument("--sheet", type=Path, help="write a PNG of the first samples")
+    add_workers(parser)
+
+
 def rig_named(name: str) -> Rig:
     """mv6, orbit32, or the rig of a sample: its folder, its opencv_cameras.json, or the first one of a list or data
     set. Raises JobError."""
