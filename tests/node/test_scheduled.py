@@ -258,7 +258,7 @@ def test_ended_jobs_ask_nobody(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
 def test_a_follower_ends_with_its_job_and_asks_rarely(
         fake_slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "_QUEUE_S", (0.3, 0.6))
-    monkeypatch.setattr(logs, "_STATE_S", 0.05)
+    monkeypatch.setattr(following, "_STATE_S", 0.05)
     monkeypatch.setattr(queue_memory.Source, "due", lambda self, *_: True)
     fake_slurm.jobs(queued("7", State="RUNNING", NodeList="gpu01"))
     run = slurm_run(tmp_path, "a-1", RUNNING, ["7"])
