@@ -232,7 +232,7 @@ def load_tensors(path: Path, tensors: Tensors, world: World) -> None:
 
     Raises AgreedError, with the names and shapes, when they are not exactly those of the checkpoint.
     """
-    world.on_main(lambda: _check_fit(path, tensors))
+    world.on_main(lambda: check_fit(path, tensors))
     for file, named in tensors.items():
         if world.is_main:
             read_into(path / f"{file}.safetensors", named)
@@ -244,9 +244,34 @@ def load_tensors(path: Path, tensors: Tensors, world: World) -> None:
 def load_module(path: Path, module: str, into: nn.Module) -> None:
     """The weights alone of `module` of a checkpoint, strictly. Raises JobError."""
     read_state(path)
+    read_into(path / "model.safetensors", check_module(path, module, into))
+
+
+def check_module(path: Path, module: str, into: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of `into` by their names in the checkpoint; its file has them in these shapes, and no others of
+    `module`. Only its header is read. Raises JobError."""
     state = {f"{module}.{name}": tensor for name, tensor in into.state_dict().items()}
-    _check_fit(path, {"model": state}, only=f"{module}.")
-    read_into(path / "model.safetensors", state)
+    check_fit(path, {"model": state}, only=f"{module}.")
+    return state
+
+
+def check_identity(path: Path, state: Mapping[str, Any], identity: Mapping[str, str]) -> None:
+    """Raises JobError unless the `state` of the checkpoint says the same as `identity`."""
+    for key, value in identity.items():
+        there = state["identity"].get(key)
+        if there != value:
+            raise JobError(f"{path}: its {key} is {there}, this run's is {value}",
+                           "what it learned does not carry over; train with the same one, or start anew")
+
+
+def weights_of(modules: Mapping[str, nn.Module], files: Mapping[str, str]) -> dict[str, dict[str, torch.Tensor]]:
+    """By file of a checkpoint: `model`, where names begin with their module's, and the modules' own files."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for module, owner in modules.items():
+        prefix = "" if module in files else f"{module}."
+        found.setdefault(files.get(module, "model"), {}).update(
+            {f"{prefix}{name}": tensor for name, tensor in owner.state_dict().items()})
+    return found
 
 
 def _receive(tensor: torch.Tensor, world: World) -> None:
@@ -257,8 +282,8 @@ def _receive(tensor: torch.Tensor, world: World) -> None:
         tensor.copy_(moved)
 
 
-def _check_fit(path: Path, tensors: Tensors, only: str = "") -> None:
-    """Raises JobError unless names and shapes (of those that begin with `only`) are the same."""
+def check_fit(path: Path, tensors: Tensors, only: str = "") -> None:
+    """Raises JobError unless names and shapes (of those that begin with `only`) are the same. Headers are read."""
     problems: list[str] = []
     for file, named in tensors.items():
         try:

@@ -25,6 +25,7 @@ from jobs.runtime import JobError
 from models.audio_attention import INITIAL_GATE, TrainedParts
 from models.clap2diffusion import AudioProjector, Codec, Conditioning, Recipe, add_lora, build_trained
 from models.mvdiffusion import without_progress_bars
+from models.weights import from_folder
 
 ABOUT = "clap2diffusion.json"
 BASE, CLAP = "base", "clap"
@@ -126,21 +127,22 @@ def folder_of(model: str, say: Any) -> Path:
 
 def load_frozen(base: Path, clap: Path) -> Frozen:
     """From a folder in diffusers' format and one in transformers'. Raises JobError naming the part."""
-    tokenizer = _read(CLIPTokenizer, base / "tokenizer", "base_model")
+    tokenizer = read_part(CLIPTokenizer, base / "tokenizer", "base_model")
     return Frozen(
-        unet=_read(UNet2DConditionModel, base / "unet", "base_model", torch_dtype=torch.float32),
-        vae=(_read(AutoencoderKL, base / "vae", "base_model", torch_dtype=torch.float32)
+        unet=read_part(UNet2DConditionModel, base / "unet", "base_model", torch_dtype=torch.float32),
+        vae=(read_part(AutoencoderKL, base / "vae", "base_model", torch_dtype=torch.float32)
              if (base / "vae").is_dir() else None),
-        text_encoder=_read(CLIPTextModel, base / "text_encoder", "base_model", dtype=torch.float32),
-        tokenizer=tokenizer, scheduler=_read(DDIMScheduler, base / "scheduler", "base_model"),
-        clap=_read(ClapAudioModelWithProjection, clap, "clap_model", dtype=torch.float32),
-        features=_read(ClapFeatureExtractor, clap, "clap_model"), base_path=str(base), clap_path=str(clap))
+        text_encoder=read_part(CLIPTextModel, base / "text_encoder", "base_model", dtype=torch.float32),
+        tokenizer=tokenizer, scheduler=read_part(DDIMScheduler, base / "scheduler", "base_model"),
+        clap=read_part(ClapAudioModelWithProjection, clap, "clap_model", dtype=torch.float32),
+        features=read_part(ClapFeatureExtractor, clap, "clap_model"), base_path=str(base), clap_path=str(clap))
 
 
-def _read(kind: Any, folder: Path, key: str, **given: Any) -> Any:
+def read_part(kind: Any, folder: Path, key: str, **given: Any) -> Any:
+    """Frozen, where it is a network. Raises JobError that names `key`."""
     try:
         with without_progress_bars():
-            found = kind.from_pretrained(folder, local_files_only=True, **given)
+            found = from_folder(kind, folder, **given)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise JobError(f"{key}: {kind.__name__} cannot be read from {folder}: {error}",
                        "base_model is a diffusers folder (unet, vae, text_encoder, tokenizer, scheduler), clap_model "
@@ -166,8 +168,13 @@ def base_fingerprint(frozen: Frozen) -> str:
 
 
 def read_about(checkpoint: Path) -> About:
-    """Of a verified checkpoint. Raises JobError when it is none of CLAP2Diffusion."""
+    """Of a checkpoint, verified. Raises JobError when it is none of CLAP2Diffusion."""
     read_state(checkpoint)
+    return about_in(checkpoint)
+
+
+def about_in(checkpoint: Path) -> About:
+    """The same, not verified."""
     try:
         values = json.loads((checkpoint / ABOUT).read_bytes())
         lora = tuple(values["lora"]) if values["lora"] else None

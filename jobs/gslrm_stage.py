@@ -157,12 +157,16 @@ def write_about(model: Model, directory: Path) -> None:
     (directory / ABOUT).write_text(json.dumps({"model": msgspec.to_builtins(model)}, indent=1))
 
 
+def activations(config: Phase3Run, model: GSLRM) -> dict[Recompute, float]:
+    """What backward needs of a rank's batch, GB, for each way to keep it."""
+    training, sizes = config.training, config.model
+    tokens = GLOBAL_TOKENS + training.input_views * (sizes.image_size // sizes.patch_size) ** 2
+    return activation_gb(model.config, training.batch_per_rank * tokens, 2 if training.precision == "bf16" else 4)
+
+
 def recomputation(config: Phase3Run, model: GSLRM, world: World) -> tuple[Recompute, str]:
     """What backward computes again (the same on every rank), and a word about it."""
-    training, sizes = config.training, config.model
-    asked = training.activation_checkpointing
-    tokens = GLOBAL_TOKENS + training.input_views * (sizes.image_size // sizes.patch_size) ** 2
-    need = activation_gb(model.config, training.batch_per_rank * tokens, 2 if training.precision == "bf16" else 4)
+    asked, need = config.training.activation_checkpointing, activations(config, model)
     if asked != "auto":
         return asked, f"activations: {_NAMED[asked]}, ~{need[asked]:.2g} GB"
     if world.device.type == "cuda":

@@ -96,16 +96,16 @@ def load_components(config: Phase1Run, resume: Path | None, rig: Rig) -> Compone
         with_ema = resume is None and (folder / EMA).is_dir()
         unet = load_unet(folder / (EMA if with_ema else UNET), None if resume else config.model.attention)
         given = None if resume else config.prompt_embeds
-        prompts = _read_prompts(Path(given) if given else folder / PROMPTS)
+        prompts = read_prompts(Path(given) if given else folder / PROMPTS)
     except (PipelineError, UNetError) as error:
         key = "resume" if resume else "pretrained"
         raise JobError(f"{key}: {error}",
                        "name a folder in diffusers' format with unet, vae, image_encoder, …") from None
-    _check(unet, prompts, rig, Path(given) if given else folder / PROMPTS)
+    check_together(unet, prompts, rig, Path(given) if given else folder / PROMPTS)
     return Components(unet, frozen, prompts, folder)
 
 
-def _check(unet: MultiViewUNet, prompts: Tensor, rig: Rig, path: Path) -> None:
+def check_together(unet: MultiViewUNet, prompts: Tensor, rig: Rig, path: Path) -> None:
     """Raises JobError when UNet, prompts and data are not made for each other."""
     check_embeddings(prompts, len(rig.names), unet.config.cross_attention_dim, f"prompt_embeds: {path}")
     check_rig(path, rig)
@@ -130,8 +130,8 @@ def _made(config: Phase1Run, rig: Rig) -> Components:
         "projection_class_embeddings_input_dim": 2 * tiny.clip.width})
     prompts = torch.randn(views, tiny.prompt_tokens, tiny.unet.cross_attention_dim)
     if config.prompt_embeds:
-        prompts = _read_prompts(Path(config.prompt_embeds))
-        _check(unet, prompts, rig, Path(config.prompt_embeds))
+        prompts = read_prompts(Path(config.prompt_embeds))
+        check_together(unet, prompts, rig, Path(config.prompt_embeds))
     return Components(unet, _made_frozen(tiny, config.model.image_size), prompts, None)
 
 
@@ -162,7 +162,7 @@ def _made_frozen(tiny: Tiny, size: int) -> dict[str, Any]:
     return found
 
 
-def _read_prompts(path: Path) -> Tensor:
+def read_prompts(path: Path) -> Tensor:
     """fp32. Raises JobError."""
     try:
         return read_tensor(path).float()

@@ -124,11 +124,21 @@ def _verified(folder: Path, config: Generator) -> str:
 
 
 def _load(folder: Path, config: Generator, identity: str) -> ViewGenerator:
-    about = _about(folder)
+    return with_views(load_pipeline(folder, config), folder, config, identity)
+
+
+def load_pipeline(folder: Path, config: Generator) -> MVDiffusionPipeline:
+    """Its networks. Raises JobError."""
     try:
-        pipeline = MVDiffusionPipeline.from_pretrained(folder, config.weights)
+        return MVDiffusionPipeline.from_pretrained(folder, config.weights)
     except (PipelineError, UNetError) as error:
         raise JobError(f"generator.checkpoint: {error}", "name another checkpoint") from None
+
+
+def with_views(pipeline: MVDiffusionPipeline, folder: Path, config: Generator, identity: str) -> ViewGenerator:
+    """The views that the networks in `folder` make, and their prompts. Raises JobError when these do not belong
+    together."""
+    about = _about(folder)
     rig = _rig(folder, config, about)
     if pipeline.unet.num_views != len(rig.names):
         raise JobError(f"generator: its UNet makes {pipeline.unet.num_views} views, its rig has {len(rig.names)}: "

@@ -27,7 +27,7 @@ def make_optimizer(stage: Stage, named: dict[str, nn.Parameter], plan: Plan) -> 
             for (times, decay), parameters in groups.items()]
     optimizer = torch.optim.AdamW(made, lr=plan.lr, betas=plan.betas, fused=True)
     for parameter in named.values():
-        optimizer.state[parameter] = _fresh_moments(parameter)
+        optimizer.state[parameter] = fresh_moments(parameter)
     return optimizer
 
 
@@ -42,6 +42,7 @@ def some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _fresh_moments(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+def fresh_moments(parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    """What AdamW keeps of a parameter, before its first update."""
     return {"step": torch.zeros((), device=parameter.device), "exp_avg": torch.zeros_like(parameter),
             "exp_avg_sq": torch.zeros_like(parameter)}

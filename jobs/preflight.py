@@ -22,7 +22,7 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.load import read_run
 from configs.schema import SCHEMAS
-from jobs.preflight_data import Defect, look_at_clips, look_at_people, look_at_samples
+from jobs.preflight_data import LATER, Defect, look_at_clips, look_at_people, look_at_samples
 from jobs.preflight_env import Found, cuda, load, missing_packages, torchvision
 from jobs.runtime import JobError
 from jobs.start import find_list, find_path
@@ -41,7 +41,6 @@ _NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     **{name: ((*_DIFFUSION, *_SOUND), ("jobs.clap_stage", "jobs.clap_components", "jobs.trainer"))
        for name in ("clap1", "clap2", "clap3", "clap-evaluate", "clap-generate")},
 }
-_BYTES_A_WEIGHT = 16  # in fp32: the weight, its gradient, AdamW's two moments
 
 
 @dataclass
@@ -49,7 +48,9 @@ class Report:
     found: list[Found] = field(default_factory=list)
     imports: dict[str, float] = field(default_factory=dict)  # s of each module
     seconds: float = 0.0  # of everything else
-    least_gpu_mb: float = 0.0  # of one GPU, before any activation
+    least_gpu_mb: float = 0.0  # of one GPU; 0: nobody can say
+    counted: str = ""  # what that is made of
+    checkpoint_bytes: float = 0.0  # of one
 
 
 def main() -> int:
@@ -85,13 +86,20 @@ def look(schema: str, config: Path, gpus: int = 0, ranks: int = 1, resume: Path 
     report.found += missing_packages((*_ALWAYS, *packages))
     report.found += torchvision(imports)
     if imports and not report.found:
-        report.found += load(("torch", *packages, *modules), report.imports)
+        report.found += load(("torch", "torch._dynamo", *packages, *modules, *_of_towers(run)), report.imports)
     report.found += cuda(gpus, imports and not report.found) if gpus else []
     loaded = imports and not report.found
-    report.found += [*updates(run, ranks), *_data(run, loaded), *past_the_end(run, resume)]
-    report.least_gpu_mb = _BYTES_A_WEIGHT * parameters(run) / 2**20
+    report.found += [*updates(run, ranks), *_data(run, loaded), *past_the_end(run, resume), *_writable(run)]
+    if loaded:
+        _look_at_weights(report, schema, run, resume)
     report.seconds = round(time.monotonic() - began - sum(report.imports.values()), 3)
     return report
+
+
+def _of_towers(run: Any) -> list[str]:
+    """transformers loads a network's module when it is asked for."""
+    kinds = {_value(run, f"model.{side}.kind") for side in ("face", "voice")} - {None, "tiny"}
+    return [f"transformers.models.{kind}.modeling_{kind}" for kind in sorted(kinds)]
 
 
 def _text(report: Report) -> str:
@@ -140,12 +148,24 @@ def past_the_end(run: Any, resume: Path | None) -> Iterator[Found]:
                     f"--set training.max_steps={step + total}")
 
 
-def parameters(run: Any) -> int:
-    """How many weights are trained at least; 0: the config does not say."""
-    model = getattr(run, "model", None)
-    if hasattr(model, "n_layer"):
-        return 12 * model.d**2 * model.n_layer  # of a block: 4 d^2 in attention, 8 d^2 in the MLP
-    return 0
+def _look_at_weights(report: Report, schema: str, run: Any, resume: Path | None) -> None:
+    from jobs import preflight_model  # loads torch
+
+    looked = preflight_model.look(schema, run, resume)
+    report.found += looked.found
+    if looked.networks is not None:
+        report.least_gpu_mb, report.checkpoint_bytes, report.counted = preflight_model.needs(looked.networks)
+
+
+def _writable(run: Any) -> Iterator[Found]:
+    """Folders outside of the run's own that it writes to."""
+    for key in ("features.directory", "hub_cache"):
+        if not (folder := _value(run, key)):
+            continue
+        there = next(one for one in (Path(folder).absolute(), *Path(folder).absolute().parents) if one.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            yield Found("inputs", "error", f"{there} cannot be written to", key, "the job keeps files there",
+                        f"chmod u+wx {there}, or --set {key}=null: in the run's own folder")
 
 
 # --- the data -----------------------------------------------------------------------------------------------
@@ -156,16 +176,15 @@ def _data(run: Any, loaded: bool) -> Iterator[Found]:
         path = Path(find_list(value, "data_train.txt"))
         yield from _told(key, skips, lambda path=path: look_at_samples(path, loaded))
     root = getattr(run, "data", None)
-    if isinstance(root, str) and not root.startswith(("random:", "hub:")):
+    if isinstance(root, str) and LATER not in root and not root.startswith(("random:", "hub:")):
         yield from _told("data", skips, lambda: look_at_clips(Path(str(find_path(root)))))
     elif loaded and any(getattr(root, key, None) for key in ("pairs", "voxceleb", "faces")):
         yield from _told("data", skips, lambda: look_at_people(root))
-    yield from _prompts(run, loaded)
 
 
 def _lists(run: Any) -> Iterator[tuple[str, str]]:
     for key in ("training.dataset.path", "training.validation.path", "sources.path"):
-        if value := _value(run, key):
+        if (value := _value(run, key)) and LATER not in value:
             yield key, value
 
 
@@ -190,23 +209,8 @@ def _told(key: str, skips: bool, look_at: Callable[[], list[Defect]]) -> Iterato
                     "it is left out" if skips else "training stops at a bad sample", defect.fix)
 
 
-def _prompts(run: Any, loaded: bool) -> Iterator[Found]:
-    """One embedding for each view. A .pt file is read by torch alone."""
-    path, data = getattr(run, "prompt_embeds", None), _value(run, "training.dataset.path")
-    if not (loaded and path and data):
-        return
-    import torch
-
-    from jobs.preflight_data import first_views
-
-    found = torch.load(str(find_path(path)), map_location="cpu", weights_only=True, mmap=True)
-    views = first_views(Path(find_list(data, "data_train.txt")))
-    if isinstance(found, torch.Tensor) and views and found.shape[0] != views:
-        yield Found("rig", "error", f"{path} holds prompts of {found.shape[0]} views, the samples have {views}",
-                    "prompt_embeds", "each view is told by its prompt", "python -m jobs.data prompts --help")
-
-
 if __name__ == "__main__":
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}  # it says itself what is wrong
     code = main()
     sys.stdout.flush()
     os._exit(code)  # to take torch apart again costs as much as all that was looked at

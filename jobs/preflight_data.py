@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from configs.face_voice import Source
 
 DRAWN = 6  # besides the first and the last
+LATER = "${"  # in the path of what another job is still to make
 _CAMERAS = "opencv_cameras.json"
 _LFS = b"version https://git-lfs"
 T = TypeVar("T")
@@ -42,14 +43,6 @@ def look_at_samples(path: Path, as_training: bool) -> list[Defect]:
     if as_training:
         return _as_training(path)
     return [defect for name in drawn(_names(path)) if (defect := _sample(path, name))]
-
-
-def first_views(path: Path) -> int | None:
-    """How many views the first sample has; None: it cannot be read."""
-    try:
-        return len(json.loads((path.parent / _names(path)[0] / _CAMERAS).read_bytes())["frames"])
-    except (OSError, ValueError, KeyError, TypeError, JobError):
-        return None
 
 
 def _names(path: Path) -> list[str]:

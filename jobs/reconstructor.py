@@ -64,7 +64,7 @@ def load_reconstructor(config: Config, device: torch.device) -> Reconstructor:
         raise JobError(f"reconstructor.checkpoint: there is no {path}",
                        "name one checkpoint of phase 3 (…/checkpoints/step-NNNNNNNN-aNNN), or a public .pt file")
     identity: Mapping[str, Any] = read_state(path)["identity"] if path.is_dir() else {}
-    sizes = config.model or _sizes(path)
+    sizes = config.model or sizes_of(path)
     model = network(sizes)
     try:
         load_weights(model, path)
@@ -91,7 +91,7 @@ def load_weights(model: GSLRM, path: Path) -> None:
         model.load_upstream(path)
 
 
-def _sizes(path: Path) -> Model:
+def sizes_of(path: Path) -> Model:
     """From the checkpoint, else from the run it lies in; the public sizes for a public file. Raises JobError."""
     if not path.is_dir():
         return Model()

@@ -19,6 +19,7 @@ from jobs.data.seen_heard import FaceForm, VoiceForm
 from jobs.runtime import JobError
 from jobs.world import mixed_seed
 from models.towers import SpeechTower, TinyFace, TinyVoice, Tower, ViTTower, without_chance
+from models.weights import from_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -138,8 +139,7 @@ def _net(kind: str, path: str, key: str, **options: Any) -> tuple[PreTrainedMode
         raise JobError(f"{key}: {folder} holds a {found}, the run file says {kind}", "change `kind` or `path`")
     try:
         config = without_chance(config_cls.from_pretrained(folder, local_files_only=True))
-        net, info = cls.from_pretrained(folder, config=config, local_files_only=True, dtype=torch.float32,
-                                        output_loading_info=True, **options)
+        net, info = from_folder(cls, folder, config=config, dtype=torch.float32, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise JobError(f"{key}: the weights in {folder} cannot be read: {error}", "download or copy them again"
                        ) from None

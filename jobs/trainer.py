@@ -117,11 +117,7 @@ class Trainer:
 
     def _read_state(self, path: Path) -> dict[str, Any]:
         state = checkpoint.read_state(path)
-        for key, value in self.stage.identity.items():
-            there = state["identity"].get(key)
-            if there != value:
-                raise JobError(f"{path}: its {key} is {there}, this run's is {value}",
-                               "what it learned does not carry over; train with the same one, or start anew")
+        checkpoint.check_identity(path, state, self.stage.identity)
         step = state["progress"]["step"]
         if step >= self.plan.total and not self._only_end_is_missing(path, step):
             raise JobError(f"{path} is at step {step} already and the run ends at step {self.plan.total}: "
@@ -398,14 +394,7 @@ class Trainer:
         return {**self._weights(), "optimizer": moments}
 
     def _weights(self) -> dict[str, dict[str, torch.Tensor]]:
-        """By file of a checkpoint: `model`, where names begin with their module's, and the modules' own files."""
-        found: dict[str, dict[str, torch.Tensor]] = {}
-        for module, owner in self.stage.modules.items():
-            file = self.stage.files.get(module, "model")
-            prefix = "" if module in self.stage.files else f"{module}."
-            found.setdefault(file, {}).update(
-                {f"{prefix}{name}": tensor for name, tensor in owner.state_dict().items()})
-        return found
+        return checkpoint.weights_of(self.stage.modules, self.stage.files)
 
     def _surroundings(self) -> dict[str, Any]:
         """What a resume must share to be bit-exact."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from launcher.again import Again
     from launcher.census import NodeReport
     from launcher.check import Checked
+    from launcher.check_groups import CheckedGroup
     from launcher.compare import Comparison
     from launcher.control import Killed
     from launcher.doctor import Diagnosis
@@ -268,13 +269,14 @@ def compare(jobs: Sequence[str], *, reach: Sequence[tuple[str, float]] = (),
         return comparing.compare(index, jobs, start, reach)
 
 
-def check(request: Request, *, deep: bool = True) -> Checked:
-    """What is wrong with a job before it is started; `deep`: its own Python is asked too. Nothing is started."""
-    from launcher import check as checking
+def check(request: Request, *, deep: bool = True) -> Checked | CheckedGroup:
+    """What is wrong with a job, or with each of a pipeline or a sweep, before it is started; `deep`: its own Python is
+    asked too. Nothing is started."""
+    from launcher import check_groups
 
     with open_index() as index:
         settle_leftovers(index, request.start)
-        return checking.check(index, request, deep)
+        return check_groups.check_any(index, request, deep)
 
 
 def diagnose(job: str, *, points: int = 0, start: Path | None = None) -> Diagnosis:

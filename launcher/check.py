@@ -111,11 +111,17 @@ def _founds(raw: Iterable[dict[str, Any]]) -> list[Found]:
 
 
 def check(index: Index, request: Request, deep: bool = True) -> Checked:
-    """Raises ConfigError and Wrong for what cannot be meant at all, Unreachable."""
+    """One stage. Raises ConfigError and Wrong for what cannot be meant at all, Unreachable."""
+    return look_at(index, request, deep)[0]
+
+
+def look_at(index: Index, request: Request, deep: bool) -> tuple[Checked, Draft | None]:
+    """The same, and the job as it would be submitted; None: its node cannot take any."""
     from cluster.node.check import by_severity
     from launcher import submit
 
-    _refuse_many(request)
+    if request.node == "any":
+        raise Wrong("launch check looks at one place: name a node", hint="--node any chooses when the job is submitted")
     began, result, sure = time.time(), Checked(request.stage or "command", request.node), _Collected(request.node)
     try:
         ready = submit.examined(index, request, sure)
@@ -123,25 +129,16 @@ def check(index: Index, request: Request, deep: bool = True) -> Checked:
         if isinstance(error, Unreachable):
             raise
         result.found = list(dict.fromkeys([*sure.found, found_of(error, request.node)]))
-        return result
+        return result, None
     answered = time.time()
-    result.found = _once([*sure.found, *_judged(ready, request, began, answered)])
+    judged = [*_judged(ready, request, began, answered), *(_of_others(ready, request, sure) if ready.others else ())]
+    result.found = _once([*sure.found, *judged])
     result.estimate = submit.estimates.told(ready.spec.cost, ready.known)
     result.seconds["quick"] = round(answered - began, 3)
     if deep:
         _look_deep(ready, result)
     result.found = by_severity(result.found)
-    return result
-
-
-def _refuse_many(request: Request) -> None:
-    from launcher.pipeline import pipeline_named
-
-    if request.node == "any":
-        raise Wrong("launch check looks at one place: name a node", hint="--node any chooses when the job is submitted")
-    if request.stage and pipeline_named(request):
-        raise Wrong(f"{request.stage} is a pipeline: launch check looks at one stage",
-                    hint=f"launch submit {request.stage} --dry-run looks at all of them")
+    return result, ready
 
 
 def _once(found: list[Found]) -> list[Found]:
@@ -158,7 +155,8 @@ def _look_deep(ready: Draft, result: Checked) -> None:
     resume = ready.spec.resume if ready.spec.resume.startswith("/") else ""
     with packed(None if ready.have_code else ready.code) as payload:
         said = backend_of(ready.node).check(ready.spec, ready.config, payload, resume)
-    result.found = [*result.found, *(one for one in _founds(said["found"]) if one not in result.found)]
+    told = {(one.check, one.where) for one in result.found if one.severity == "error"}  # by the quick tier
+    result.found = [*result.found, *(one for one in _founds(said["found"]) if (one.check, one.where) not in told)]
     result.imports = said["imports"]
     result.seconds["deep"] = round(time.time() - began - sum(said["imports"].values()), 3)
 
@@ -166,18 +164,51 @@ def _look_deep(ready: Draft, result: Checked) -> None:
 def _judged(ready: Draft, request: Request, began: float, answered: float) -> Iterator[Found]:
     """What this computer can say of the node's answer."""
     yield from clock(ready.node.name, ready.prepared.get("now"), began, answered)
-    for node in ready.others:
-        yield from _clock_of(node)
     yield from _estimated(ready, request)
     yield from _waits(ready)
 
 
-def _clock_of(node: Node) -> Iterator[Found]:
+def _of_others(ready: Draft, request: Request, sure: Sure) -> Iterator[Found]:
+    """Of a job on several machines: each of the others sees the inputs and has a port, and their clocks agree."""
+    from launcher import stages
     from launcher.reconcile import backend_of
 
-    began = time.time()
-    now = backend_of(node).prepare().get("now")
-    yield from clock(node.name, now, began, time.time())
+    plan = stages.plan(request, ready.node)
+    paths = stages.NO_PATHS
+    if plan.run and plan.stage:
+        paths = stages.paths_of(plan.run, plan.stage, ready.node, request.start)
+    asked = question(plan, paths, request, ready.spec.resume if ready.spec.resume.startswith("/") else "")
+    ahead = {}
+    for node in (ready.node, *ready.others):
+        began = time.time()
+        answer = sure(lambda node=node: backend_of(node).prepare(check=asked and {**asked, "node": node.name}))
+        if answer is None:
+            continue
+        ahead[node.name] = (answer["now"] - time.time(), answer["now"] - began)
+        if node is not ready.node:
+            yield from clock(node.name, answer["now"], began, time.time())
+            yield from _new_on(node.name, answer.get("found", ()), ready.prepared.get("found", ()))
+    yield from apart(ahead)
+
+
+def _new_on(node: str, found: Iterable[dict[str, Any]], known: Iterable[dict[str, Any]]) -> Iterator[Found]:
+    """What the first machine has not said already."""
+    said = [one["what"] for one in known]
+    yield from _founds(one | {"where": f"{node}: {one['where']}"} for one in found if one["what"] not in said)
+
+
+def apart(ahead: dict[str, tuple[float, float]]) -> Iterator[Found]:
+    """node -> between which bounds its clock is ahead of this computer's, s -> the two that differ most."""
+    from cluster.node.check import Found
+
+    if not ahead:
+        return
+    first, last = max(ahead, key=lambda node: ahead[node][0]), min(ahead, key=lambda node: ahead[node][1])
+    seconds = ahead[first][0] - ahead[last][1]
+    if seconds > SKEW_S:
+        yield Found("clock", "warning", f"the clock of {first} is {seconds:.0f} s ahead of that of {last}",
+                    f"{first}, {last}", "ranks of one job would write times that cannot be compared",
+                    "timedatectl on both; ask for NTP")
 
 
 def clock(node: str, now: float | None, began: float, answered: float) -> Iterator[Found]:
@@ -247,14 +278,19 @@ def as_object(found: Checked) -> dict[str, Any]:
     return asdict(found) | {"ok": not found.bad}
 
 
-def as_text(found: Checked, columns: int | None) -> str:
+def as_text(found: Checked) -> str:
+    return "\n".join([*told(found.found), *_summary(found)])
+
+
+def told(found: Iterable[Found]) -> list[str]:
+    """Lines for people."""
     from launcher.views import visible
 
     lines = []
-    for one in found.found:
+    for one in found:
         lines += [f"{one.severity:8}{one.check:13}{visible(one.where)}: {visible(one.what)}",
                   *(f"{'':21}{visible(text)}" for text in (one.why, one.fix))]
-    return "\n".join([*lines, *_summary(found)])
+    return lines
 
 
 def _summary(found: Checked) -> Iterator[str]:

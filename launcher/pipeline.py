@@ -40,7 +40,7 @@ def draft_pipeline(index: Index, stage: Stage, request: Request, carry: bool) ->
     entries = load_pipeline(stage, request.config, list(request.sets), request.start)
     drafts: dict[str, Draft] = {}
     for entry in entries:
-        drafts[entry.label] = draft(index, _of_entry(request, entry, drafts))
+        drafts[entry.label] = draft(index, of_entry(request, entry, drafts))
     name = request.name or new_id(stage.name)
     stem = new_id(request.name) if request.name else name
     begun = next(iter(drafts.values())).spec.submitted_at
@@ -71,8 +71,9 @@ def _check(request: Request, stage: Stage) -> None:
                     hint="launch restart PIPELINE.STAGE begins one again")
 
 
-def _of_entry(request: Request, entry: Entry, before: dict[str, Draft]) -> Request:
-    """The pipeline's file goes over what was asked for all. `--node any` is looked for once."""
+def of_entry(request: Request, entry: Entry, before: dict[str, Draft]) -> Request:
+    """What is asked of one stage: the pipeline's file goes over what was asked of all. `--node any` is looked for
+    once."""
     from configs.fields import parse_duration
 
     own = entry.entry

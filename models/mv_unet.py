@@ -16,11 +16,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.weights import WeightsError, read_weights
+from models.weights import WeightsError, misfits, read_safetensors, read_weights
 
 MultiViewAttention = Literal["front_self", "dense"]
 VIEWS = 6
@@ -105,10 +104,9 @@ def with_weights(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Mu
     """A multi-view UNet around existing weights, which are not copied. Raises UNetError."""
     with torch.device("meta"):
         unet = build_unet(config)
-    try:
-        unet.load_state_dict(weights, strict=True, assign=True)
-    except RuntimeError as error:
-        raise UNetError(f"the weights do not fit the UNet: {error}") from None
+    if problems := misfits(unet.state_dict(), weights):
+        raise UNetError(f"the weights do not fit the UNet: {'; '.join(problems)}")
+    unet.load_state_dict(weights, strict=True, assign=True)
     return unet
 
 
@@ -149,7 +147,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if found is None:
         raise UNetError(f"{folder}: there is none of {', '.join(_WEIGHT_FILES)}")
     try:
-        weights = read_weights(found) if found.suffix == ".bin" else load_file(found)
+        weights = read_weights(found) if found.suffix == ".bin" else read_safetensors(found)
     except (SafetensorError, WeightsError, OSError) as error:
         raise UNetError(f"{found}: cannot be read: {error}") from None
     return {name: tensor.float() for name, tensor in weights.items()}

@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from models.mv_conditioning import class_labels
 from models.mv_unet import MultiViewAttention, MultiViewUNet, UNetError, as_multiview, build_unet, load_unet
+from models.weights import from_folder
 
 __all__ = ["EMA", "UNET", "MVDiffusionPipeline", "MultiViewUNet", "PipelineError", "UNetError", "build_unet",
            "load_frozen", "load_unet", "to_rgb", "without_progress_bars"]
@@ -197,7 +198,7 @@ def load_frozen(folder: Path) -> dict[str, Any]:
             dtype = {"torch_dtype": torch.float32} if name in ("vae", "image_normalizer") else {}
             dtype |= {"dtype": torch.float32} if name == "image_encoder" else {}
             with without_progress_bars():
-                found[name] = kind.from_pretrained(folder / name, local_files_only=True, **dtype)
+                found[name] = from_folder(kind, folder / name, **dtype)
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise PipelineError(f"{folder / name}: {kind.__name__} cannot be read there: {error}") from None
         if isinstance(found[name], nn.Module):

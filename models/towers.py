@@ -181,7 +181,7 @@ class TinyVoice(Tower):
 
 def mel_filters(count: int, bins: int, rate: int) -> Tensor:
     """Triangles [bins, count], evenly spaced in mel (HTK) from 0 to rate/2."""
-    top = 2595 * torch.log10(torch.tensor(1 + rate / 2 / 700)).item()
+    top = 2595 * torch.log10(torch.tensor(1 + rate / 2 / 700, device="cpu")).item()
     edges = 700 * (10 ** (torch.linspace(0, top, count + 2) / 2595) - 1)
     hertz = torch.linspace(0, rate / 2, bins)[:, None]
     low, mid, high = edges[:-2], edges[1:-1], edges[2:]

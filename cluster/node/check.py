@@ -59,7 +59,8 @@ class Asked:
 def quick(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Everything that is wrong with the inputs of `Asked`, as JSON, the worst first."""
     asked = Asked.from_json(raw)
-    return [asdict(one) for one in by_severity([*_inputs(asked), *_rigs(asked), *_resume(asked), *_ports(asked)])]
+    found = [one for look in (_inputs, _rigs, _prompts, _resume, _ports) for one in look(asked)]
+    return [asdict(one) for one in by_severity(found)]
 
 
 def by_severity(found: Iterable[Found]) -> list[Found]:
@@ -140,6 +141,26 @@ def _rigs(asked: Asked) -> Iterator[Found]:
                 yield Found("rig", "error" if key == "resume" else "warning",
                             f"{known[key]} makes {trained} views, the samples have {views}", key,
                             "there is a prompt and a place in the network for each view", asked.set(f"{key}=…"))
+
+
+_TEXT_ENCODERS = {768: "CLIP ViT-L/14, of Stable Diffusion 1.5", 1024: "OpenCLIP ViT-H/14, of Stable Diffusion 2.1"}
+
+
+def _prompts(asked: Asked) -> Iterator[Found]:
+    """One for each view of the UNet, as wide as its cross-attention takes them."""
+    for key, folder in (("prompt_embeds", "pretrained"), ("generator.prompt_embeds", "generator.checkpoint")):
+        if folder not in asked.inputs:
+            continue
+        unet = check_files.unet_takes(Path(asked.inputs[folder]).expanduser())
+        given = Path(asked.inputs.get(key, asked.inputs[folder])).expanduser()
+        shape = check_files.prompts_shape(given)
+        if not unet or not shape or (shape[0], shape[2]) == unet:
+            continue
+        made_by = _TEXT_ENCODERS.get(shape[2], "another text encoder") if shape[2] != unet[1] else ""
+        yield Found("rig", "error", f"the prompts in {given} are of {shape[0]} views and {shape[2]} wide"
+                    f"{made_by and f' ({made_by})'}, the UNet in {asked.inputs[folder]} takes {unet[0]} views and "
+                    f"{unet[1]}", key, "each view is told by its prompt; the stage refuses it",
+                    f"python -m jobs.data prompts {shlex.quote(asked.inputs[folder])} OUT.pt --rig …")
 
 
 # --- resume, ports ------------------------------------------------------------------------------------------

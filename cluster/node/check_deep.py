@@ -32,6 +32,8 @@ CHECK_S = 300.0  # torch from a cold network file system
 KEPT = "preflight.json"
 _MODULE = Path("jobs") / "preflight.py"
 _TIGHT = 0.95  # of a GPU's memory
+_FULL = 0.8  # of what is free on the disk
+_MEASURE = "launch submit … --dry-run --calibrate measures it"
 _TAIL = 3  # lines of what it said at its end
 
 
@@ -78,7 +80,8 @@ def check(request: dict[str, Any], payload: BinaryIO) -> dict[str, Any]:
         looked.seconds["environment"] = round(time.monotonic() - began, 3)
         program = Program(environment.python_of(spec.python, base), str(code or aside), env, config, spec.preflight)
         cards = _cards(spec) if spec.slurm is None else ()
-        _look(looked, program, spec, workdir, cards, True, request.get("resume") or "", CHECK_S)
+        said = _look(looked, program, spec, workdir, cards, True, request.get("resume") or "", CHECK_S)
+        looked.found += _disk(spec, workdir, said.get("checkpoint_bytes") or 0.0)
     except ClusterError as error:
         looked.found.append(Found("environment", "error", error.what, spec.host(0), "nothing of the job would start",
                                   error.hint or "correct `env:` of the node in cluster.yaml"))
@@ -149,15 +152,17 @@ def _stamp(path: str) -> list[int] | None:
 # --- both ---------------------------------------------------------------------------------------------------
 
 def _look(looked: Looked, program: Program, spec: JobSpec, workdir: Path, cards: Sequence[gpus.Gpu], imports: bool,
-          resume: str, limit_s: float) -> None:
+          resume: str, limit_s: float) -> dict[str, Any]:
+    """What the job's Python said goes to `looked`, and comes back."""
     began = time.monotonic()
     said = _ask(program, spec, len(cards) and spec.gpus, imports, resume, limit_s)
     looked.found += [Found.from_json(one) for one in said.get("found", ())]
     looked.imports = said.get("imports", {})
     looked.seconds["preflight"] = round(time.monotonic() - began, 3)
     began = time.monotonic()
-    looked.found += _memory(spec, workdir, cards, said.get("least_gpu_mb") or 0.0)
+    looked.found += _memory(spec, workdir, cards, said.get("least_gpu_mb") or 0.0, said.get("counted") or "")
     looked.seconds["gpus"] = round(time.monotonic() - began, 3)
+    return said
 
 
 def _ask(program: Program, spec: JobSpec, cards: int, imports: bool, resume: str, limit_s: float) -> dict[str, Any]:
@@ -190,23 +195,44 @@ def _trouble(severity: Any, what: str, program: Program, fix: str) -> dict[str, 
                                    fix))]}
 
 
-def _memory(spec: JobSpec, workdir: Path, cards: Sequence[gpus.Gpu], least_mb: float) -> Iterator[Found]:
-    """What was measured of such work, and what weights, gradients and optimizer take at least."""
+def _memory(spec: JobSpec, workdir: Path, cards: Sequence[gpus.Gpu], least_mb: float,
+            counted: str) -> Iterator[Found]:
+    """What was measured of such work; what it takes at least, which is `counted`."""
+    known = measured.newest(workdir, spec.cost.work) if spec.cost else None
+    least = f"it takes at least {_gb(least_mb)} ({counted})"
     if not cards:
+        if spec.gpus and spec.slurm is not None and least_mb and not (known and known.gpu_peak_mb):
+            yield Found("memory", "info", least, spec.host(0), "which GPU it gets, the cluster decides", _MEASURE)
         return
     largest = sorted(cards, key=lambda gpu: -gpu.memory_mb)
     card = largest[min(len(cards), max(1, spec.gpus)) - 1]  # the smallest that it would have to take
     there = f"GPU {card.index} ({card.name}) has {_gb(card.memory_mb)}"
     if least_mb > card.memory_mb:
-        yield Found("memory", "error", f"weights, gradients and AdamW alone take {_gb(least_mb)}, {there}",
+        yield Found("memory", "error", f"{least}, {there}",
                     spec.host(0), "it would end with out of memory before its first step",
                     "a node with larger GPUs: launch nodes; or a smaller model")
+    elif known and known.gpu_peak_mb:
+        if known.gpu_peak_mb > _TIGHT * card.memory_mb:
+            yield Found("memory", "warning", f"{known.job} took {_gb(known.gpu_peak_mb)} on {known.device}, {there}",
+                        spec.host(0), "it may end with out of memory; a stage that chooses by what is free may fit",
+                        "--set training.batch_per_rank=1, or a node with larger GPUs: launch nodes")
+    elif least_mb:
+        tight = least_mb > _TIGHT * card.memory_mb
+        yield Found("memory", "warning" if tight else "info", f"{least}, {there}", spec.host(0),
+                    "what is not counted comes on top: nothing like it was measured there", _MEASURE)
+
+
+def _disk(spec: JobSpec, workdir: Path, checkpoint: float) -> Iterator[Found]:
+    """Of its checkpoints, by the shapes of what is in them, where none was measured yet."""
+    from cluster.node import room
+
+    if spec.cost is None or not checkpoint or measured.newest(workdir, spec.cost.work):
         return
-    known = measured.newest(workdir, spec.cost.work) if spec.cost else None
-    if known and known.gpu_peak_mb > _TIGHT * card.memory_mb:
-        yield Found("memory", "warning", f"{known.job} took {_gb(known.gpu_peak_mb)} on {known.device}, {there}",
-                    spec.host(0), "it may end with out of memory; a stage that chooses by what is free may fit",
-                    "--set training.batch_per_rank=1, or a node with larger GPUs: launch nodes")
+    need, free = spec.cost.checkpoints * checkpoint, room.of(workdir).bytes
+    if need > _FULL * free:
+        yield Found("disk", "error" if need > free else "warning", f"{spec.cost.checkpoints} checkpoints will take "
+                    f"{need / 1e9:.3g} GB, {free / 1e9:.3g} GB are free", str(workdir),
+                    "a full disk ends it in the middle", "launch prune, or --set checkpoint.keep_last=1")
 
 
 def _gb(megabytes: float) -> str:

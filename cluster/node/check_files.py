@@ -16,6 +16,7 @@ from cluster.contract import MANIFEST, BadCheckpoint, read_manifest
 LOOKED_AT = 16  # samples of a list: the first, the last, and others between them
 _LIST_KEYS = ("path", "mean_of")
 _CAMERAS = "opencv_cameras.json"
+_PROMPTS = "prompt_embeds.pt"
 _HEADER_MAX = 100_000_000  # bytes, the format's own limit
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 T = TypeVar("T")
@@ -150,6 +151,41 @@ def views_of(path: Path) -> int | None:
     sample = _first_sample(path)
     frames = _json(sample / _CAMERAS).get("frames") if sample else None
     return len(frames) if isinstance(frames, list) and frames else None
+
+
+def prompts_shape(path: Path) -> list[int] | None:
+    """[views, tokens, width] of the prompt embeddings in a torch file, or in the folder of a checkpoint; None: nobody
+    can say. Only the description of the tensor is read, and nothing in it is called."""
+    import pickle
+    import zipfile
+
+    class Shape(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:  # noqa: ARG002
+            return (lambda storage, start, size, *_: list(size)) if name.startswith("_rebuild_tensor") else dict
+
+        def persistent_load(self, pid: Any) -> None:
+            return None
+
+    try:
+        with zipfile.ZipFile(path / _PROMPTS if path.is_dir() else path) as file:
+            [name] = [one for one in file.namelist() if one.endswith("/data.pkl")]
+            with file.open(name) as stream:
+                found = Shape(stream).load()
+    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, ValueError, KeyError, TypeError, IndexError, EOFError,
+            AttributeError):
+        return None
+    return found if isinstance(found, list) and len(found) == 3 else None
+
+
+def unet_takes(path: Path) -> tuple[int, int] | None:
+    """(views, width of a prompt) of the UNet in the folder of a generator; a public one does not say that it makes 6
+    views."""
+    for name in ("unet_ema", "unet"):
+        said = _json(path / name / "config.json")
+        width, views = said.get("cross_attention_dim"), said.get("num_views", 6)
+        if isinstance(width, int) and isinstance(views, int):
+            return views, width
+    return None
 
 
 def _first_sample(path: Path) -> Path | None:

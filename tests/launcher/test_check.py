@@ -2,16 +2,20 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.errors import Unusable
 from cluster.inventory import Node
 from cluster.spec import Cost, JobSpec
 from cluster.node.measured import Measure
+from configs.yaml12 import dump
 from jobs.data import toy
-from launcher import check
+from launcher import check, reconcile
 from launcher.errors import Refused
 from launcher.estimates import Known
 from launcher.stages import Request
@@ -63,9 +67,21 @@ def test_several_mistakes_are_told_at_once_and_a_submit_is_refused(person: Perso
 
 
 def test_what_cannot_be_looked_at(person: Person) -> None:
-    assert "launch submit pipeline --dry-run" in person.run("check", "pipeline", code=2).stderr
     assert "name a node" in person.run("check", "tick", "--node", "any", code=2).stderr
     assert "no such stage" in person.run("check", "tock", code=2).stderr
+
+
+def test_each_stage_of_a_pipeline_and_each_point_of_a_sweep(person: Person) -> None:
+    stages = {"one": {"stage": "tick"}, "two": {"stage": "tick", "after": ["one"]}}
+    (person.at / "configs/stages/both.yaml").write_text(dump({"about": "twice", "pipeline": stages}))
+    found = looked(person, "both")
+    assert (found["kind"], found["ok"], found["found"], list(found["members"])) == ("pipeline", True, [], ["one", "two"])
+    assert found["members"]["two"]["seconds"].keys() == {"quick", "deep"}
+    said = person.run("check", "both", "--quick", "--gpus", "7", code=4).stdout
+    assert said.count("asks for 7 GPUs") == 2 and "pipeline both, 2 jobs: 2 of them cannot begin" in said
+    sweep = looked(person, "tick", "--quick", "--sweep", "steps=3,4")
+    assert sweep["ok"] and list(sweep["members"]) == ["steps=3", "steps=4"]
+    assert json.loads(person.run("status", "--all", "--json").stdout) == []
 
 
 def test_the_first_error_refuses_a_submit_and_warnings_are_told() -> None:
@@ -75,6 +91,33 @@ def test_the_first_error_refuses_a_submit_and_warnings_are_told() -> None:
     assert refused.value.exit_code == 4 and "--no-check" in str(refused.value)
     assert check.refuse([FOUND | {"severity": "warning"}, FOUND | {"severity": "info"}], node) == (
         "warning: a.path: it names no sample",)
+
+
+def test_every_machine_of_a_job_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its inputs and ports are looked at on each; what the first has told is not told again."""
+    class Machine:
+        def __init__(self, node: Node) -> None:
+            self.name = node.name
+
+        def prepare(self, check: dict[str, Any]) -> dict[str, Any]:
+            if self.name == "gpu03":
+                raise Unusable("the workdir cannot take a job", self.name)
+            assert check["node"] == self.name and check["ports"] == [29500]
+            own = [FOUND | {"what": "port 29500 is in use"}] if self.name == "gpu02" else []
+            return {"now": time.time() + (7 if self.name == "gpu02" else 0), "found": [FOUND, *own]}
+
+    (tmp_path / "configs/stages").mkdir(parents=True)
+    (tmp_path / "configs/stages/many.yaml").write_text("about: a\ncommand: ['true']\npass_config: true\n"
+                                                       "default_config: one\nenv: {MASTER_PORT: '29500'}\n")
+    (tmp_path / "configs/runs/many").mkdir(parents=True)
+    (tmp_path / "configs/runs/many/one.yaml").write_text("steps: 3\n")
+    monkeypatch.setattr(reconcile, "backend_of", Machine)
+    ready = replace(drafted(prepared={"found": [FOUND]}), others=(Node("gpu02"), Node("gpu03")))
+    sure = check._Collected("gpu05")
+    found = list(check._of_others(ready, Request(tmp_path, stage="many", node="gpu05"), sure))
+    assert [one.what for one in sure.found] == ["the workdir cannot take a job"] and sure.found[0].where == "gpu03"
+    assert [(one.check, one.where) for one in found] == [("clock", "gpu02"), ("lists", "gpu02: a.path"),
+                                                         ("clock", "gpu02, gpu05")]
 
 
 UNKNOWN = Known(None, 1e9)
@@ -104,6 +147,9 @@ def test_clocks_and_gpus_that_others_have() -> None:
     assert "100 s behind" in list(check.clock("gpu05", 900.0, 1000.0, 1001.0))[0].what
     assert "99 s ahead" in list(check.clock("gpu05", 1100.0, 1000.0, 1001.0))[0].what
     assert list(check.clock("gpu05", 1000.5, 1000.0, 1001.0)) == []
+    assert list(check.apart({})) == list(check.apart({"gpu01": (9.0, 9.2), "gpu02": (10.0, 10.5)})) == []
+    [apart] = check.apart({"gpu01": (9.0, 9.2), "gpu02": (-1.0, 0.2), "gpu03": (0.0, 0.1)})
+    assert apart.what == "the clock of gpu01 is 9 s ahead of that of gpu03" and apart.severity == "warning"
     gpus = [{"index": index, "uuid": f"GPU-{index}"} for index in range(2)]
     busy = {"GPU-1": "bob job phase1-abc pid 7 since 14:02"}
     [waits] = check._waits(drafted(gpus=2, prepared={"gpus": gpus, "busy": busy}))

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import socket
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from cluster.node.check import quick
 from cluster.node.check_deep import Program
 from cluster.node.gpus import Gpu
 from cluster.node.measured import Measure
-from cluster.spec import Cost, JobSpec
+from cluster.spec import Cost, JobSpec, Slurm
 from tests.helpers import wait_until
 from tests.node.conftest import Job
 
@@ -117,6 +120,39 @@ def test_rigs_that_do_not_belong_together(tmp_path: Path) -> None:
     assert "makes 4 views, the samples have 6" in only(ask({TRAIN: train}, resume=str(older)))["what"]
 
 
+def torch_file(path: Path, views: int, width: int) -> Path:
+    """As torch.save writes a tensor, without torch: a zip whose data.pkl builds it."""
+
+    class Made:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _rebuild_tensor_v2, (None, 0, (views, 77, width), (77 * width, width, 1), False, {})
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(f"{path.stem}/data.pkl", pickle.dumps(Made(), protocol=2))
+    return path
+
+
+def _rebuild_tensor_v2(*_args: Any) -> None:
+    raise AssertionError("a file of a person must not have anything called")
+
+
+def test_prompts_of_another_text_encoder(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet/config.json").write_text(json.dumps({"cross_attention_dim": 1024}))
+    given = {"pretrained": tmp_path, "prompt_embeds": torch_file(tmp_path / "prompts.pt", 6, 768)}
+    one = only(ask(given))
+    assert (one["check"], one["severity"], one["where"]) == ("rig", "error", "prompt_embeds")
+    assert "6 views and 768 wide (CLIP ViT-L/14" in one["what"] and "takes 6 views and 1024" in one["what"]
+    torch_file(tmp_path / "prompts.pt", 4, 1024)
+    assert "of 4 views and 1024 wide, the UNet" in only(ask(given))["what"]
+    torch_file(tmp_path / "prompts.pt", 6, 1024)
+    torch_file(tmp_path / "prompt_embeds.pt", 6, 1024)
+    assert ask(given) == [] == ask({"generator.checkpoint": tmp_path})
+    (tmp_path / "prompts.pt").write_bytes(b"no zip file")
+    assert ask(given) == []  # the deep tier says more of it
+
+
 def test_a_checkpoint_that_is_past_the_end(tmp_path: Path) -> None:
     one = only(ask({}, resume=str(checkpoint(tmp_path / "step-00000500-a000", 500)), total=500))
     assert one["check"] == "resume" and "--set training.max_steps=1000" in one["fix"]
@@ -207,14 +243,31 @@ def test_an_environment_that_lacks_a_package(tmp_path: Path) -> None:
 def test_memory_that_a_gpu_does_not_have(tmp_path: Path) -> None:
     card = Gpu(0, "GPU-0", "NVIDIA A30", 24_000, 0, "550")
     spec = JobSpec("j", "t", "phase3", "python", ("x",), "gpu05", gpus=1, cost=Cost("alike"))
-    [error] = check_deep._memory(spec, tmp_path, [card], 30_000)
-    assert error.severity == "error" and "29.3 GB" in error.what and "NVIDIA A30" in error.what
-    assert list(check_deep._memory(spec, tmp_path, [card], 4_000)) == []
+    counted = "1.9 G trained weights"
+    [error] = check_deep._memory(spec, tmp_path, [card], 30_000, counted)
+    assert error.severity == "error" and f"29.3 GB ({counted})" in error.what and "NVIDIA A30" in error.what
+    said = {mb: [(one.severity, one.check) for one in check_deep._memory(spec, tmp_path, [card], mb, counted)]
+            for mb in (0, 4_000, 23_500)}
+    assert said == {0: [], 4_000: [("info", "memory")], 23_500: [("warning", "memory")]}  # nothing was measured
+    assert list(check_deep._memory(spec, tmp_path, [], 4_000, counted)) == []
+    [cluster] = check_deep._memory(replace(spec, slurm=Slurm(None, None, {})), tmp_path, [], 4_000, counted)
+    assert cluster.severity == "info" and "the cluster decides" in cluster.why
     line = Measure("alike", "phase3-abc", 0.0, "gpu05", "NVIDIA H100", True, 9, 1.0, 1.0, 0.0, 0.0, None, 0, 0, 0, 60_000)
     (tmp_path / ".launch").mkdir()
     (tmp_path / ".launch/measured.jsonl").write_text(json.dumps(vars(line)) + "\n")
-    [warning] = check_deep._memory(spec, tmp_path, [card], 4_000)
+    [warning] = check_deep._memory(spec, tmp_path, [card], 4_000, counted)
     assert warning.severity == "warning" and "phase3-abc took 58.6 GB on NVIDIA H100" in warning.what
+
+
+def test_a_disk_that_its_checkpoints_would_fill(tmp_path: Path) -> None:
+    (tmp_path / ".launch").mkdir()
+    spec = JobSpec("j", "t", "phase3", "python", ("x",), "gpu05", cost=Cost("alike", checkpoints=4))
+    [error] = check_deep._disk(spec, tmp_path, 1e15)
+    assert (error.check, error.severity) == ("disk", "error") and "4 checkpoints will take 4e+06 GB" in error.what
+    assert list(check_deep._disk(spec, tmp_path, 1e3)) == []
+    line = Measure("alike", "phase3-abc", 0.0, "gpu05", "CPU", True, 9, 1.0, 1.0, 0.0, 0.0, None, 0, 0, 0)
+    (tmp_path / ".launch/measured.jsonl").write_text(json.dumps(vars(line)) + "\n")
+    assert list(check_deep._disk(spec, tmp_path, 1e15)) == []  # it is told by its measured size
 
 
 def test_what_was_found_good_is_forgotten_when_an_input_changes(tmp_path: Path) -> None:
