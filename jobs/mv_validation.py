@@ -28,6 +28,7 @@ from models.weights import WeightsError
 
 _SHOWN = 4  # objects in the picture for people
 _SHOWN_PX = 96  # least width of a view in it
+_SAME_DB = 99.0  # two pictures that are the same to the bit
 OTHER_MARGIN = 1.5  # dB above the same model fed another object's picture
 
 
@@ -56,15 +57,15 @@ class FixedViews:
         count = len(self._val)
         self._shown = torch.zeros(min(count, _SHOWN), len(self._order), 3, self._val.size, self._val.size,
                                   device=self._world.device)
-        found = self._over_objects(self._score, 5, stop_asked)
+        found = self._over_objects(self._score, 6, stop_asked)
         self._world.sum(self._shown)
         if found is None or self._fixed is None:
             return None
-        psnr, ssim, other, diversity, lpips = found
+        psnr, ssim, other, diversity, copied, lpips = found
         copy, white, mean = self._fixed
         answer = {"val/psnr": psnr, "val/psnr_copy": copy, "val/psnr_white": white, "val/psnr_other": other,
-                  "val/psnr_mean": mean, "val/psnr_vae": self._ceiling, "val/diversity": diversity,
-                  "val/objects": count}
+                  "val/psnr_copied": copied, "val/psnr_mean": mean, "val/psnr_vae": self._ceiling,
+                  "val/diversity": diversity, "val/objects": count}
         answer |= {"val/ssim": ssim} if self._ssim else {}
         return answer | ({"val/lpips": lpips} if self._lpips else {})
 
@@ -101,7 +102,8 @@ class FixedViews:
             image_psnr(views, true_views).mean(),
             image_ssim(views, true_views).mean() if self._ssim else nothing,
             image_psnr(views, other).mean(),
-            _spread(generated) / _spread(truth),
+            _spread(views) / _spread(true_views) if len(views) > 1 else _spread(generated) / _spread(truth),
+            image_psnr(views, truth[:1].expand_as(views)).clamp(max=_SAME_DB).mean(),  # is it what was put in?
             self._lpips.per_image(views, true_views).mean() if self._lpips else nothing])
 
     def _over_objects(self, score: Callable[[int], Tensor], width: int,

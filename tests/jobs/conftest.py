@@ -17,6 +17,7 @@ from cluster.contract import RunDir
 from jobs.runtime import Job
 from jobs.world import World
 from tests.helpers import wait_until
+from tests.node.conftest import make_job  # noqa: F401
 
 Start = Callable[..., list[int]]
 
