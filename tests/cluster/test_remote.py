@@ -134,7 +134,7 @@ def test_a_workdir_below_a_file_is_refused_with_a_remedy(home: str, tmp_path: Pa
 
 def test_an_agent_that_fails_says_so_without_a_traceback(node: Node, home: str) -> None:
     remote = PipeShell(node, home)
-    with pytest.raises(NodeFailure, match=r"KeyError: 'run_dir' \(view.py:\d+\)"):
+    with pytest.raises(NodeFailure, match=r"KeyError: 'run_dir' \(details.py:\d+\)"):
         remote.ask({"op": "show"})
     with pytest.raises(Unusable, match="no question 'dance'"):
         remote.ask({"op": "dance"})
