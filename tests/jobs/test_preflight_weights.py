@@ -162,6 +162,11 @@ def test_what_trainers_leave_fits_them(start: Start, data: Path, tmp_path: Path)
             ("face-voice", "tests.jobs.small_face_voice", small_face_voice.config_of(people))):
         left[schema] = trained(start, tmp_path / schema, schema, config, module)
         assert looked(schema, config, left[schema]) == [], schema
+    config = small_face_voice.config_of(people, freeze="all")  # its towers are in no checkpoint
+    heads = trained(start, tmp_path / "heads", "face-voice", config, "tests.jobs.small_face_voice")
+    assert looked("face-voice", config, heads) == []
+    other = {**config, "training": {**config["training"], "seed": 1}}  # of which tiny towers are a function
+    assert "its face tower is" in only(looked("face-voice", other, heads)).what
     before = None
     for stage in ("clap1", "clap2", "clap3"):
         config = small_clap.config_of(stage, clips, before)
