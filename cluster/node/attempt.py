@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cluster.events import AttemptStarted, Launched, Reason
@@ -19,7 +20,7 @@ from cluster.node.guarding import Guards
 from cluster.node.history import resumed_from
 from cluster.node.prepare import Prepared, prepare
 from cluster.node.process import SWEEP_S, Proc, dead_children, read_process, send
-from cluster.node.progress import Watch
+from cluster.node.progress import Watch, will_step
 from cluster.node.resume import counting_checkpoints
 from cluster.node.stopping import Identity, Told
 from cluster.node.vigil import FIRST_BEAT_S, LOOK_S, Vigil
@@ -51,6 +52,11 @@ class Attempt(Vigil):
     def _ours(self) -> bool:
         """Whether the program writes our metrics and checkpoints."""
         return self.spec.resume_rule.kind == "launch"
+
+    def _will_step(self) -> bool:
+        with suppress(OSError):
+            return will_step(self.spec.preflight, self.dir.config.read_text(encoding="utf-8"))
+        return False
 
     # --- until it may start -------------------------------------------------------------------------------------------
 
@@ -100,7 +106,7 @@ class Attempt(Vigil):
         except OSError as error:
             return self._not_started(Verdict(Reason.CANNOT_START, f"{prepared.command[0]}: {error.strerror}"))
         told = Told(self.spec, self.dir, root)
-        self._guards = Guards(self.dir, self.run, self.watch, self._aside)
+        self._guards = Guards(self.dir, self.run, self.watch, self._aside, self._will_step())
         ended_well = self._watch_root(root[0], told)
         self._end_guards()
         self._leftovers(told, ended_well)

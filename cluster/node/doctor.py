@@ -16,6 +16,7 @@ from cluster.node import goodput, rules, series, view
 from cluster.node.curves import curves
 from cluster.node.findings import Attempt, Case, Line, as_number, leaves
 from cluster.node.lines import tail
+from cluster.node.progress import will_step
 from cluster.states import ENDED_WORDS
 
 _POINTS = 120  # of a curve, when the question names no number: what a terminal shows
@@ -77,7 +78,7 @@ def case_of(run: RunDir, attempts: Sequence[AttemptDir], lines: Sequence[Line], 
         argv=tuple(map(str, spec.get("argv") or ())),
         world=max(1, (spec.get("gpus") or spec.get("procs") or 1) * (spec.get("nodes") or 1)),
         attempts=[_attempt(one, own) for one, own in zip(attempts, of_attempts)],
-        from_log=series.from_log(run), written=series.written(run),
+        will_step=will_step(spec.get("preflight"), config), from_log=series.from_log(run), written=series.written(run),
         gpu_use=_gpu_use(attempts[-1]) if attempts else (),
         reason=seen.get("reason") or "", detail=seen.get("detail") or "")
 

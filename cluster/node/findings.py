@@ -62,6 +62,7 @@ class Case:
     argv: tuple[str, ...] = ()
     world: int = 1  # ranks
     attempts: Sequence[Attempt] = ()
+    will_step: bool = False  # one of our trainers, whatever it has written yet
     from_log: bool = False  # read by progress rules: no times, rounded numbers
     written: float | None = None  # unix s of the last sign of life
     gpu_use: Sequence[tuple[float, int]] = ()  # newest attempt: unix s, % that its busiest GPU worked

@@ -17,6 +17,7 @@ from cluster.contract import AttemptDir, RunDir, merged, write_atomically
 from cluster.errors import ClusterError
 from cluster.events import Fired
 from cluster.journal import read_events
+from cluster.node import thresholds
 from cluster.node.aside import Aside, AsideFailed
 from cluster.node.process import Proc
 from cluster.node.progress import Watch
@@ -36,16 +37,18 @@ Start = Callable[..., Aside]
 
 
 class Guards:
-    """Of one attempt, while its program runs. `look` never blocks."""
+    """Of one attempt, while its program runs. `look` never blocks. `will_step`: it is known to write metrics."""
 
-    def __init__(self, attempt: AttemptDir, run: RunDir, watch: Watch, start: Start) -> None:
+    def __init__(self, attempt: AttemptDir, run: RunDir, watch: Watch, start: Start, will_step: bool) -> None:
         self._attempt, self._run, self._watch, self._start = attempt, run, watch, start
         self._looking: Aside | None = None
         self._began = 0.0  # of what is under way, time.monotonic
-        self._next = time.monotonic() + FIRST_S
-        self._gpus_at = time.monotonic() + _GPUS_EVERY_S
+        self._launched = time.monotonic()
+        self._next = self._launched + FIRST_S
+        self._gpus_at = self._launched + _GPUS_EVERY_S
         self._judged_at = 0.0  # how far the job was when it was last judged
-        self._allowed: float | None = None  # s without a step that are no stall
+        # s without a step that are no stall
+        self._allowed = thresholds.STALL_FIRST_STEP_S if will_step else None
         self._fired: list[str] = []
         self.news: list[str] = []  # for the journal, in words
 
@@ -56,7 +59,7 @@ class Guards:
         now, watch = time.monotonic(), self._watch
         if self._stands_still(now):
             self._begin(stalled, str(self._run.path), self._attempt.number, self._attempt.node,
-                        now - watch.moved_at, self._allowed, watch.now.step, [asdict(one) for one in members()], gpus)
+                        now - self._since(), self._allowed, watch.now.step, [asdict(one) for one in members()], gpus)
         elif now >= self._next and watch.now.step is not None and watch.moved_at > self._judged_at:
             self._judged_at = now
             asked = gpus if now >= self._gpus_at else ()
@@ -70,8 +73,12 @@ class Guards:
             self._looking = None
 
     def _stands_still(self, now: float) -> bool:
+        judged = self._watch.now.step is None or self._judged_at >= self._watch.moved_at
         return (self._allowed is not None and STALLED not in self._fired and not self._watch.now.complete
-                and now - self._watch.moved_at > self._allowed and self._judged_at >= self._watch.moved_at)
+                and now - self._since() > self._allowed and judged)
+
+    def _since(self) -> float:
+        return max(self._launched, self._watch.moved_at)
 
     def _begin(self, function: Callable[..., Any], *args: Any) -> None:
         self._looking, self._began = self._start(function, *args), time.monotonic()

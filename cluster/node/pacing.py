@@ -126,7 +126,7 @@ def allowed_gap(case: Case) -> float | None:
     if not steps and case.from_log:
         steps = _paces_of_log(case)
     if len(steps) < limit.STALL_FEWEST:
-        return None
+        return limit.STALL_FIRST_STEP_S if case.will_step or lines and not case.from_log else None
     longest = [max(steps)]
     if _may_evaluate(lines):
         longest += [seconds for line, seconds in pauses if "event" in line]

@@ -42,6 +42,11 @@ class Progress:
         return self.total is not None and self.step == self.total and self.stopped is None
 
 
+def will_step(schema: str | None, config: str) -> bool:
+    """Whether a job of this schema and config.yaml writes steps sooner or later: one of our trainers."""
+    return schema is not None and "max_steps:" in config
+
+
 class Watch:
     """Follows one attempt. `update` is cheap and bounded; `drain` reads what is left at the end."""
 

@@ -121,6 +121,9 @@ STALL_PAUSES = 2.0
 STALL_S = 20.0
 # The first evaluation of a job whose config says that this is the step for it: nobody knows yet how long it takes.
 STALL_FIRST_EVALUATION_S = 1800.0
+# Until the first steps: libraries, weights, lists and caches of a large run take minutes; a rendezvous in which one
+# rank is missing takes for ever.
+STALL_FIRST_STEP_S = 1800.0
 STALL_LINES = 500  # of the newest steps that pauses are measured in
 STALL_JUMP = 2  # times the usual distance of two lines: further apart, what lies between them was not read
 STALL_FEWEST = 3  # lines before there is a median

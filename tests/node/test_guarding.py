@@ -96,6 +96,23 @@ def test_who_learns_hears_nothing(make_job: MakeJob, script: Callable[[str], str
     job.stop()
 
 
+def test_a_trainer_that_never_makes_a_step_stands_still(make_job: MakeJob, script: Callable[[str], str],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ranks wait for one that never came; nobody knows its pace yet."""
+    monkeypatch.setattr(conftest, "SUPERVISE", "from cluster.node import thresholds; "
+                        "thresholds.STALL_FIRST_STEP_S = 1.0; " + conftest.SUPERVISE)
+    waits = script("import time\nwhile True:\n    time.sleep(0.1)")
+    trainer, other = (make_job("python", waits, preflight=schema) for schema in ("phase3", None))
+    for job in (trainer, other):
+        job.run.config.write_text("training:\n  max_steps: 5\n")
+        job.start()
+    wait_until(lambda: fired(trainer), 20)
+    assert fired(trainer) == [("stalled", "error", "notify")]
+    assert trainer.attempt.evidence.joinpath("stalled.txt").exists()
+    assert fired(other) == []  # nobody says that it will ever write one
+    trainer.stop(), other.stop()
+
+
 def test_a_policy_holds_for_errors_and_a_restart_is_made_once(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "runs" / "job-1")
     run.attempt(0).path.mkdir(parents=True)

@@ -179,7 +179,7 @@ def test_the_driver_is_asked_every_five_minutes_and_not_before(tmp_path: Path, m
         asked.append((now[0] - 1000, args[-1]))
         return Mock(done=lambda: True, result=lambda: {"took_s": 0.0, "keys": [], "fired": [], "config": None})
 
-    guards = guarding.Guards(AttemptDir(tmp_path / "000"), RunDir(tmp_path), watch, start)
+    guards = guarding.Guards(AttemptDir(tmp_path / "000"), RunDir(tmp_path), watch, start, will_step=False)
     while now[0] < 1650:
         watch.moved_at = now[0]
         guards.look(list, ["GPU-a"])
@@ -259,6 +259,9 @@ def test_a_stall_is_three_median_steps_and_20_s_but_no_evaluation() -> None:
     assert one(slow[:-1], state="RUNNING", now=339.0 + 60, written=339.0).rule == "stalled"  # step 199
     hole = [*lines[:20], *lines[150:]]
     assert one(hole, state="RUNNING", now=340.0, written=300.0).rule == "stalled"
+    started = [{"t": 100.0, "step": 0, "event": "resumed"}]
+    assert judged(started, state="RUNNING", now=1800.0, written=100.0) == []
+    assert one(started, state="RUNNING", now=1901.0, written=100.0).rule == "stalled"
     assert judged(lines, state="STOPPING", now=9999.0, written=300.0) == []
     assert judged(run(400), state="RUNNING", now=9999.0, written=500.0) == []  # it writes its artifacts
 
