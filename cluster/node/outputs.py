@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from cluster.node import thresholds as limit
 from cluster.node.findings import Case, Finding, Line, as_number, points, recent
 
-_COSTS_NOTHING = {"val/psnr_copy": "the picture put in, copied", "val/psnr_white": "the white picture",
+_WHITE = "the white picture"
+_COSTS_NOTHING = {"val/psnr_copy": "the picture put in, copied", "val/psnr_white": _WHITE,
                   "val/psnr_mean": "the mean training picture"}
 _CHANCE = "_chance"
 
@@ -134,7 +135,11 @@ def _below_pictures(case: Case) -> Iterator[Finding]:
     score = points(evaluations, "val/psnr")
     bars = {words: value for key, words in _COSTS_NOTHING.items()
             if evaluations and (value := as_number(evaluations[-1].get(key))) is not None}
-    if not score or not bars or (case.applied or score[-1][0]) < limit.BASELINE_UPDATES:
+    updates = case.applied or (score[-1][0] if score else 0)
+    if updates < limit.BASELINE_UPDATES:  # a whole run, however short, does better than the picture that knows nothing
+        settled = case.whole and updates >= limit.SETTLED_UPDATES
+        bars = {words: value for words, value in bars.items() if words == _WHITE and settled}
+    if not score or not bars:
         return
     values = [value for _, value in score]
     before = values[:-limit.EVALUATIONS]
@@ -146,7 +151,8 @@ def _below_pictures(case: Case) -> Iterator[Finding]:
             "no-better-than-baseline", "warning",
             f"{values[-1]:.2f} dB at best {max(values):.2f}; {best} alone has {bars[best]:.2f} dB",
             "what costs no learning does better, so nothing shows that anything was learned",
-            "too little training: at full size it takes thousands of updates; else a learning rate that is too low",
+            "too little training: at full size it takes thousands of updates; else a learning rate that is too low or, "
+            "if it was better once, too high",
             case.again_or("show"), score[0][0], score[-1][0])
 
 

@@ -78,6 +78,11 @@ class Lab:
         (view,) = json.loads(self.launch("status", job, "--json").stdout)
         return view
 
+    def findings(self, job: str) -> list[str]:
+        """What `launch doctor` calls an error or a warning."""
+        found = json.loads(self.launch("doctor", job, "--json", code=None).stdout)["findings"]
+        return [f"{one['rule']}: {one['what']}" for one in found if one["severity"] != "info"]
+
     def wait_state(self, job: str, *states: str, timeout_s: float = 60) -> dict:
         found: dict = {}
 

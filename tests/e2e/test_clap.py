@@ -53,6 +53,7 @@ def test_the_demo_listens(here: Lab) -> None:
     took = time.monotonic() - began
     found = members(here, "c")
     assert {one["state"] for one in found.values()} == {"COMPLETED"} and list(found) == [*STAGES, "evaluate"]
+    assert {label: here.findings(one["id"]) for label, one in found.items()} == dict.fromkeys(found, [])
     runs = {label: RunDir(Path(one["run_dir"])) for label, one in found.items()}
     evaluation = json.loads((runs["evaluate"].artifacts / "evaluation.json").read_bytes())
     assert len(evaluation["bars"]) == 5 and all(bar["reached"] for bar in evaluation["bars"]), evaluation["bars"]

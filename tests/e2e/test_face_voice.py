@@ -24,7 +24,7 @@ def test_the_demo(tmp_path: Path) -> None:
     here = Lab(REPOSITORY, tmp_path)
     log = here.launch("submit", "face-voice", "--config", "demo", "--follow", timeout_s=LIMIT_S).stdout
     (view,) = json.loads(here.launch("status", "--all", "--json").stdout)
-    assert view["state"] == "COMPLETED" and view["step"] == 400
+    assert view["state"] == "COMPLETED" and view["step"] == 400 and here.findings("@last") == []
     print(f"face-voice demo: {view['ended_at'] - view['started_at']:.0f} s (wanted: 180)")
     found = numbers(Path(view["run_dir"]), "unseen-unheard")
     matched = [found["1:2", way] for way in ("voice->face", "face->voice")]

@@ -72,6 +72,7 @@ def test_the_demo_learns_in_every_phase(here: Lab, tmp_path: Path) -> None:
     took = time.monotonic() - began
     found = {one["name"].removeprefix("p."): one for one in json.loads(here.launch("status", "p", "--json").stdout)}
     assert {one["state"] for one in found.values()} == {"COMPLETED"} and list(found) == list(STAGES)
+    assert {label: here.findings(one["id"]) for label, one in found.items()} == dict.fromkeys(STAGES, [])
     runs = {label: RunDir(Path(one["run_dir"])) for label, one in found.items()}
 
     verdicts = {label: json.loads((runs[label].artifacts / "validation.json").read_bytes())

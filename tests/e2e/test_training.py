@@ -73,6 +73,7 @@ def test_demo(here: Lab, tmp_path: Path) -> None:
     view, _ = train(here, "--set", f"training.dataset.path={tmp_path}/toy/data_train.txt",
                        "--set", f"training.validation.path={tmp_path}/toy/data_val.txt")
     print(f"demo: {view['ended_at'] - view['started_at']:.0f} s (wanted: 300)")
+    assert here.findings(view["id"]) == []
     last = report("demo", evaluations(Path(view["run_dir"])))
     assert last["val/psnr"] > max(last["val/psnr_white"], last["val/psnr_mean"]) + 1
 

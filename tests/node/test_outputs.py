@@ -41,3 +41,13 @@ def test_a_run_that_goes_on_is_given_more_time_to_look_at_its_input() -> None:
     lines = [{"step": step, "total": 900, "event": "eval", "applied": step, **WELL, "val/psnr_other": 18.9}
              for step in range(0, 441, 40)]
     assert rules.judge(Case("a", lines, state="STOPPED")) == []
+
+
+@pytest.mark.parametrize(("score", "total", "found"), [
+    (9.0, 150, ["no-better-than-baseline"]),  # its learning rate was far too high
+    (14.0, 150, []),  # above the white picture, below the mean one: it is only short
+    (9.0, 900, []), (9.0, 40, [])])
+def test_a_whole_run_that_is_worse_than_the_white_picture(score: float, total: int, found: list[str]) -> None:
+    lines = [{"step": step, "total": total, "event": "eval", "applied": step, "val/psnr": value, "val/psnr_white": 13.3,
+              "val/psnr_mean": 22.2} for step, value in ((0, 8.5), (min(150, total), score))]
+    assert [one.rule for one in rules.judge(Case("a", lines))] == found
