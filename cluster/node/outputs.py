@@ -137,7 +137,7 @@ def _below_pictures(case: Case) -> Iterator[Finding]:
             if evaluations and (value := as_number(evaluations[-1].get(key))) is not None}
     updates = case.applied or (score[-1][0] if score else 0)
     if updates < limit.BASELINE_UPDATES:  # a whole run, however short, does better than the picture that knows nothing
-        settled = case.whole and updates >= limit.SETTLED_UPDATES
+        settled = case.whole and bool(_settled(case, "val/psnr", evaluations=1))
         bars = {words: value for words, value in bars.items() if words == _WHITE and settled}
     if not score or not bars:
         return
@@ -220,12 +220,13 @@ def _gap(case: Case, key: str, score: list[tuple[int, float]], higher: bool) -> 
         case.again_or("show"), score[-len(pairs)][0], score[-1][0])
 
 
-def _settled(case: Case, *keys: str, updates: int = limit.SETTLED_UPDATES) -> list[Line]:
+def _settled(case: Case, *keys: str, updates: int = limit.SETTLED_UPDATES, evaluations: int = limit.EVALUATIONS
+             ) -> list[Line]:
     """The last evaluations that have all of these, after so many updates; empty: there are not enough."""
     found = [line for line in case.evaluations
              if all(not isinstance(line.get(key), str) and as_number(line.get(key)) is not None for key in keys)
              and (line["applied"] if isinstance(line.get("applied"), int) else line["step"]) >= updates]
-    return found[-limit.EVALUATIONS:] if len(found) >= limit.EVALUATIONS else []
+    return found[-evaluations:] if len(found) >= evaluations else []
 
 
 def _all(found: list[Line], true: Callable[[Line], bool]) -> bool:
