@@ -29,7 +29,7 @@ def fork_rank(rank: int, ranks: int, port: int, env: dict[str, str], module: str
     code = 1
     try:
         run_job(main, rank)
-    except SystemExit as ended:
+    except SystemExit as ended:  # alone
         code = int(ended.code or 0)
     except BaseException as error:  # the child must never return into the loop of its parent
         print(repr(error), flush=True)
