@@ -7,6 +7,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# What may differ between two metrics files of the same training.
+TIMES = {"t", "it_s", "eta_s", "data_wait", "save_s", "path"}
+
 
 def wait_until(predicate: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T:
     """The first true value of `predicate`, asked every 20 ms. Fails the test when the time is over."""

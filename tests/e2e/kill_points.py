@@ -4,16 +4,13 @@ from __future__ import annotations
 import random
 
 from cluster.contract import RunDir, merged_metrics
-from tests.helpers import wait_until
+from tests.helpers import TIMES, wait_until
 from tests.testbed.testbed import Testbed
 
 from .conftest import on_this_machine
 from .lab import Lab
 
 KINDS = ("kill", "rank", "torchrun", "supervisor", "save")
-_CHANGING = {"t", "it_s", "eta_s", "save_s", "path"}
-
-
 _references: dict[tuple[int, int], list[dict]] = {}
 
 
@@ -35,7 +32,7 @@ def sized(ranks: int) -> list[str]:
 
 def steps(lab: Lab, job: str) -> list[dict]:
     run = RunDir(lab.seen_here(lab.run_dir(job)))
-    return [{key: value for key, value in line.items() if key not in _CHANGING}
+    return [{key: value for key, value in line.items() if key not in TIMES}
             for line in merged_metrics(run) if "event" not in line]
 
 

@@ -28,12 +28,12 @@ from jobs.metrics import Metrics
 from jobs.runtime import JobError
 from jobs.world import World
 from models.audio_attention import FixedGates
+from tests.helpers import TIMES
 from tests.jobs.conftest import Start
 from tests.jobs.small_clap import config_of
 
 ROOT = Path(__file__).parents[2]
 STAGES = ("clap1", "clap2", "clap3")
-TIMES = {"t", "it_s", "eta_s", "data_wait", "save_s", "path"}
 
 
 @pytest.fixture(scope="module")

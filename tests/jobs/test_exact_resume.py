@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.contract import BadCheckpoint, RunDir, list_checkpoints, merged_metrics, read_json_lines, verify_checkpoint
+from tests.helpers import TIMES
 from tests.jobs.conftest import Start
-
-TIMES = {"t", "it_s", "eta_s", "data_wait", "save_s", "path"}
 
 
 @pytest.fixture(scope="module", params=[2, 3])

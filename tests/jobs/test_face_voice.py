@@ -12,10 +12,9 @@ from safetensors.torch import load_file
 
 from cluster.contract import RunDir, list_checkpoints, merged_metrics
 from jobs.data import identities
+from tests.helpers import TIMES
 from tests.jobs.conftest import Start
 from tests.jobs.small_face_voice import config_of
-
-TIMES = {"t", "it_s", "eta_s", "data_wait", "save_s", "path"}
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,11 @@ from models import rigs
 from models.cameras import mv6
 from models.mv_unet import load_unet
 from models.mvdiffusion import MVDiffusionPipeline, without_progress_bars
+from tests.helpers import TIMES
 from tests.jobs.conftest import Start
 from tests.jobs.small_phase1 import config_of
 
 ROOT = Path(__file__).parents[2]
-TIMES = {"t", "it_s", "eta_s", "data_wait", "save_s", "path"}
 WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "unet_ema/diffusion_pytorch_model.safetensors",
            "optimizer.safetensors", "vae/diffusion_pytorch_model.safetensors", "prompt_embeds.pt", "vae/config.json")
 
