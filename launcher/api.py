@@ -58,6 +58,7 @@ class Details:
     skipped_lines: int  # of the journals, that could not be read
     code: dict[str, Any]  # git_sha, dirty, untracked, patch: of the snapshot, or of the directory of --cwd
     inputs: list[dict[str, Any]]  # what it took over from other jobs: reference, path, fingerprint, job, step
+    config_of: int | None = None  # the attempt that ran with `config` and made the newest steps; None: the newest
 
 
 def draft(request: Request, carry: bool = False) -> Draft | GroupDraft:
@@ -214,6 +215,7 @@ def wait(jobs: Sequence[str], *, tell: Callable[[str], None] = lambda text: None
 def show(job: str, *, start: Path | None = None) -> Details:
     """Everything its node knows about a job."""
     from launcher import control
+    from launcher.past_configs import told_config, with_changes
 
     start = start or Path.cwd()
     with open_index() as index:
@@ -222,9 +224,10 @@ def show(job: str, *, start: Path | None = None) -> Details:
         shown = control.node_and_backend(found, start)[1].show(found.run_dir)
         now = control.heard(index, found, shown["view"])
     recorded = (shown["spec"] or {}).get("code") or {}
-    return Details(now, shown["spec"], shown["config"], shown["attempts"], shown["events"],
+    config, config_of = told_config(shown)
+    return Details(now, shown["spec"], config, with_changes(shown["attempts"], shown["configs"]), shown["events"],
                    shown["checkpoints"], shown["skipped_lines"], {**recorded, **(shown.get("code") or {})},
-                   shown.get("inputs") or [])
+                   shown.get("inputs") or [], config_of)
 
 
 def pull(job: str, pattern: str | None = None, *, out: Path | None = None, force: bool = False,

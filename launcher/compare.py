@@ -34,7 +34,8 @@ _NAMED = 12  # metrics that a message names
 
 @dataclass(frozen=True)
 class Spent:
-    """What a job took; seconds, None: nobody knows. `wall`: from its first start to its end, or until now."""
+    """What a job took; seconds, None: nobody knows. `wall`: from its first start to its end, or until now, without the
+    time in which it had ended and nobody had restarted it yet."""
 
     wall_s: float | None = None
     gpu_s: float | None = None  # of all its attempts, each with the GPUs that it held
@@ -42,8 +43,8 @@ class Spent:
 
     @property
     def useful(self) -> float | None:
-        """The share of the wall time in which it did steps that were kept."""
-        return min(1.0, self.parts.get("useful", 0.0) / self.wall_s) if self.parts and self.wall_s else None
+        """The share of the wall time in which it did steps that were kept; None: its program does not tell."""
+        return min(1.0, self.parts["useful"] / self.wall_s) if "useful" in self.parts and self.wall_s else None
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Goal:
 @dataclass(frozen=True)
 class Compared:
     job: JobStatus
-    config: dict[str, Any]  # empty: it has none
+    config: dict[str, Any]  # of the attempt that made its newest steps; empty: it has none
     learned: Learned
     code: Code = Code()
     attempts: int = 0

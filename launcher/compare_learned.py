@@ -35,7 +35,7 @@ class Learned:
     val_psnr_copy: Number = None  # what the picture that was put in scores
     applied: Number = None  # updates
     attempted: Number = None  # updates
-    skipped: Number = None  # updates that were not finite or exploded
+    skipped: Number = None  # updates that were not finite or exploded; a program that counts no updates says nothing
     lr: Number = None  # of the last update
     s_step: Number = None
     curve: tuple[float, ...] = ()  # val/psnr of every evaluation, else loss of the steps
@@ -57,7 +57,7 @@ def learned(lines: Sequence[dict[str, Any]], skipped: int, curves: Mapping[str, 
         val_psnr_white=_number(last.get("val/psnr_white")), val_psnr_mean=_number(last.get("val/psnr_mean")),
         val_psnr_copy=_number(last.get("val/psnr_copy")),
         applied=applied, attempted=None if applied is None else applied + skipped,
-        skipped=skipped if steps or skipped else None, lr=_last(steps, "lr"),
+        skipped=skipped if applied is not None or skipped else None, lr=_last(steps, "lr"),
         s_step=1 / speed if speed else None,
         curve=tuple(best) if len(best) > 1 else tuple(mean for _, _, mean, _ in curves.get("loss", ())),
         evaluated=_evaluated(evaluations or steps))

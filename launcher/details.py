@@ -8,14 +8,15 @@ from typing import Any
 
 from launcher.api import Details
 from launcher.jobs import JobStatus
+from launcher.past_configs import in_words
 from launcher.views import age, aligned, ending, number, visible, why
 
 _FILES = 20  # of the uncommitted changes that are named
 
 
 def as_object(found: Details) -> dict[str, Any]:
-    return {**found.status.to_json(), "spec": found.spec, "config": found.config, "code": found.code,
-            "inputs": inputs(found), "taken_over": found.inputs, "attempts": found.attempts,
+    return {**found.status.to_json(), "spec": found.spec, "config": found.config, "config_of": found.config_of,
+            "code": found.code, "inputs": inputs(found), "taken_over": found.inputs, "attempts": found.attempts,
             "checkpoints": found.checkpoints, "events": found.events, "skipped_lines": found.skipped_lines}
 
 
@@ -112,7 +113,8 @@ def _change(name: str, added: int, removed: int) -> str:
 
 def _config(found: Details) -> Iterator[str]:
     if found.config:
-        yield _block("config.yaml", found.config.rstrip().splitlines())
+        made = "" if found.config_of is None else f" of attempt {found.config_of}, which made its newest steps"
+        yield _block(f"config.yaml{made}", found.config.rstrip().splitlines())
 
 
 def _inputs(found: Details) -> Iterator[str]:
@@ -140,6 +142,8 @@ def _attempts(found: Details) -> Iterator[str]:
             "torch": [visible(f"{(one['env'] or {}).get('torch') or ''}") for one in rows],
             "ended": [visible(_ending(one)) for one in rows],
         })
+    if changed := [words for one in rows if (words := in_words(one))]:
+        yield _block("changed from the attempt before", changed)
 
 
 def _checkpoints(found: Details) -> Iterator[str]:

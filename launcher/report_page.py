@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.details import changed_files, inputs
 from launcher.doctor import curve_of, lost
+from launcher.past_configs import in_words
 from launcher.plots import INKS, Curve, svg
 from launcher.views import ending, lasting, number
 
@@ -28,7 +29,8 @@ _BESIDE = re.compile(r"_(input|white|mean|copy|other|vae|chance|best|low|high)$"
 _HINT = "Tab to a curve, then ← and → read it off; dotted lines are restarts, shaded steps are those of a finding."
 _WORDS = {"useful": "steps that count", "replay": "steps done again after a restart", "evaluation": "evaluation",
           "checkpoint": "checkpoints", "stall": "pauses that nothing explains", "start": "start-up",
-          "finish": "after the last step", "between": "between attempts", "queue": "waiting for its first start"}
+          "finish": "after the last step", "running": "running; its output has no times of steps",
+          "between": "between attempts", "queue": "waiting for its first start"}
 _COLOURS = {"COMPLETED": "good", "RUNNING": "good", "FAILED": "bad", "OUT_OF_MEMORY": "bad", "NODE_FAIL": "bad",
             "TIMEOUT": "bad", "ok": "good", "warning": "warn", "error": "bad", "sick": "bad"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data:"
@@ -69,7 +71,8 @@ def _when(t: float | None) -> str:
 def _header(found: Report, title: str) -> str:
     job, goodput = found.diagnosis.job, found.diagnosis.goodput
     step = "" if job.step is None else f"{job.step:,}" + (f" of {job.total:,}" if job.total else "")
-    useful = f"{100 * goodput['useful'] / goodput['wall']:.0f} %" if goodput.get("wall") else ""
+    told = "useful" in goodput and goodput["wall"]
+    useful = f"{100 * goodput['useful'] / goodput['wall']:.0f} %" if told else "-" if goodput else ""
     facts = {"stage": job.stage, "node": job.place or job.node, "GPUs": len(job.gpus) or "", "step": step,
              "loss": number(job.loss), "started": _when(job.started_at), "ended": _when(job.ended_at),
              "wall time": lasting(goodput["wall"]) if goodput else "", "useful": useful,
@@ -192,7 +195,9 @@ def _attempts(found: Report) -> str:
                  env.get("hostname"), env.get("torch"), _why(one["reason"], one["detail"]))
         rows.append("".join(f'<td>{"" if cell is None else _e(cell)}</td>' for cell in cells))
     titles = ("attempt", "started", "took", "from step", "to step", "GPUs", "host", "torch", "ended")
-    return _table(titles, rows) if rows else ""
+    changed = "".join(f"<li>{_e(words)}</li>" for one in found.details.attempts if (words := in_words(one)))
+    return (_table(titles, rows) if rows else "") + \
+        (f"<p>Changed from the attempt before:</p><ul>{changed}</ul>" if changed else "")
 
 
 def _table(titles: Sequence[str], rows: Sequence[str]) -> str:
@@ -212,7 +217,8 @@ def _provenance(found: Report) -> str:
     taken = [f"{one['reference']}: {one['path']} (sha256 {one['fingerprint'][:16]}, of {one['job']})"
              for one in details.inputs]
     lines = "".join(f"<li><code>{_e(one)}</code></li>" for one in [*taken, *inputs(details)])
-    folded = {"config.yaml": details.config or "", "uncommitted changes": _changes(code.get("patch") or ""),
+    made = "" if details.config_of is None else f" of attempt {details.config_of}, which made its newest steps"
+    folded = {f"config.yaml{made}": details.config or "", "uncommitted changes": _changes(code.get("patch") or ""),
               "packages": _packages(details.attempts)}
     blocks = "".join(f"<details><summary>{_e(name)}</summary><pre>{_e(text)}</pre></details>"
                      for name, text in folded.items() if text)

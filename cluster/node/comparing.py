@@ -15,7 +15,7 @@ from typing import Any
 from cluster.contract import RunDir, list_checkpoints
 from cluster.node import doctor, goodput, worktree
 from cluster.node.curves import curves
-from cluster.node.details import show
+from cluster.node.details import show, text_of
 from cluster.node.findings import Attempt, Case, Line, as_number
 from cluster.states import ENDED_WORDS
 
@@ -32,6 +32,7 @@ class Span:
     begin: float
     end: float
     gpus: int
+    rest_s: float = 0.0  # before it, in which its job had ended
 
 
 def compare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
@@ -46,15 +47,21 @@ def _facts(run: RunDir, points: int, reach: Sequence[tuple[str, float]]) -> dict
     spans = _spans(case.attempts, [len(one["gpus"]) for one in known["attempts"]], spec, view)
     parts = goodput.goodput(case.attempts, view["submitted_at"], spans[-1].end if spans else time.time())
     return {
-        **{key: known[key] for key in ("view", "spec", "config", "inputs", "code")},
+        **{key: known[key] for key in ("view", "spec", "inputs", "code")}, "config": _config(run, known),
         "attempts": len(known["attempts"]), "began_from": _began_from(known["attempts"]),
         "environment": next((one["env"] for one in reversed(known["attempts"]) if one["env"]), None),
         "provenance": _provenance(run), "lines": _telling(case),
         "skipped": len(case.skips), "curves": curves(case.lines, points), "goodput": parts,
-        "wall_s": spans[-1].end - spans[0].begin if spans else None,
+        "wall_s": _wall_s(spans, spans[-1].end) if spans else None,
         "gpu_s": _gpu_s(spans, spans[-1].end) if spans else None,
         "reached": {key: found for key, value in reach if (found := reached(case.lines, key, value, spans))},
     }
+
+
+def _config(run: RunDir, known: Mapping[str, Any]) -> str | None:
+    """That of the attempt that made the newest steps: what the results come from."""
+    made_by = known["made_by"]
+    return known["config"] if made_by is None else text_of(run.attempt(made_by).config) or known["config"]
 
 
 def _telling(case: Case) -> list[Line]:
@@ -69,11 +76,17 @@ def _spans(attempts: Sequence[Attempt], gpus: Sequence[int], spec: Mapping[str, 
     begun = [(one, count) for one, count in zip(attempts, gpus) if one.started is not None]
     found = []
     for number, (one, count) in enumerate(begun):
-        following = begun[number + 1][0].started if number + 1 < len(begun) else None
-        end = one.ended or following or now
+        end = max(one.ended or (goodput.last_sign(one) if number + 1 < len(begun) else now), one.started or 0.0)
         each = count or (spec.get("gpus") or 0) * (one.launched is not None)
-        found.append(Span(one.started or 0.0, max(end, one.started or 0.0), each * (spec.get("nodes") or 1)))
+        before = begun[number - 1][0] if number else None
+        rest_s = goodput.rest(before, one, found[-1].end, one.started or 0.0) if before else 0.0
+        found.append(Span(one.started or 0.0, end, each * (spec.get("nodes") or 1), rest_s))
     return found
+
+
+def _wall_s(spans: Sequence[Span], at: float) -> float:
+    """Seconds from its first start to a moment, without those in which it had ended."""
+    return max(0.0, at - spans[0].begin - sum(one.rest_s for one in spans if one.begin <= at))
 
 
 def _gpu_s(spans: Sequence[Span], at: float) -> float:
@@ -99,7 +112,7 @@ def _cost(line: Line, value: float, spans: Sequence[Span]) -> dict[str, Any]:
     """A line without a time (of a log) has a step alone."""
     at = as_number(line.get("t"))
     timed = at is not None and bool(spans)
-    return {"step": line["step"], "value": value, "wall_s": max(0.0, at - spans[0].begin) if timed else None,
+    return {"step": line["step"], "value": value, "wall_s": _wall_s(spans, at) if timed else None,
             "gpu_s": _gpu_s(spans, at) if timed else None}
 
 

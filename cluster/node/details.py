@@ -19,13 +19,14 @@ def show(request: dict[str, Any], _payload: object) -> dict[str, Any]:
     fill_health([view])
     go_on([view])
     events, skipped = read_events(run)
-    config = run.attempt(view["attempt"] or 0).config
+    attempts = [past.attempt_facts(attempt) for attempt in run.attempts()]
     return {
         "view": view,
         "spec": None if view["by_hand"] else json.loads(run.spec.read_bytes()),
-        "config": _text(config) or _text(run.config),
+        "config": text_of(run.attempt(view["attempt"] or 0).config) or text_of(run.config),
+        "configs": _configs(run), "made_by": past.made_by(attempts),
         "inputs": _inputs(run.attempt(view["attempt"] or 0)),
-        "attempts": [past.attempt_facts(attempt) for attempt in run.attempts()],
+        "attempts": attempts,
         "events": [encode(event) for event in events] + _releases(run),
         "skipped_lines": skipped,
         "code": worktree.recorded(run),
@@ -58,7 +59,17 @@ def _inputs(attempt: AttemptDir) -> list[dict[str, Any]]:
         return []
 
 
-def _text(path: Path) -> str | None:
+def _configs(run: RunDir) -> list[tuple[int, str]]:
+    """(number, config.yaml) of the attempts whose config is another than that of the one before; the first's too."""
+    found: list[tuple[int, str]] = []
+    for attempt in run.attempts():
+        text = text_of(attempt.config)
+        if text is not None and (not found or found[-1][1] != text):
+            found.append((attempt.number, text))
+    return found
+
+
+def text_of(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

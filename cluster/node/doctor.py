@@ -12,7 +12,7 @@ from typing import Any
 from cluster.contract import AttemptDir, RunDir, write_atomically
 from cluster.events import AttemptEnded, AttemptStarted, Launched
 from cluster.journal import read_journal
-from cluster.node import goodput, rules, series, view
+from cluster.node import goodput, process, rules, series, view
 from cluster.node.curves import curves
 from cluster.node.findings import Attempt, Case, Line, as_number, leaves
 from cluster.node.lines import tail
@@ -92,7 +92,16 @@ def _attempt(directory: Any, lines: Sequence[Line]) -> Attempt:
     resumed = start.resume_step if start else first["step"] or None if first.get("event") == "resumed" else None
     return Attempt(
         directory.number, start.t if start else as_number(first.get("t")), launched.t if launched else None,
-        end.t if end else None, resumed, end.reason.value if end else "", end.detail if end else "", lines)
+        end.t if end else None, resumed, end.reason.value if end else "", end.detail if end else "", lines,
+        start.by if start else "", end is not None and end.next == "end", _made(directory),
+        None if end else (process.read_heartbeat(directory) or {}).get("t"))
+
+
+def _made(attempt: AttemptDir) -> float | None:
+    try:
+        return attempt.spec.stat().st_mtime
+    except OSError:  # started by hand
+        return None
 
 
 def _gpu_use(attempt: AttemptDir) -> list[tuple[float, int]]:

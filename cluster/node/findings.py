@@ -48,6 +48,10 @@ class Attempt:
     reason: str = ""
     detail: str = ""
     lines: Sequence[Line] = ()  # its own metrics, `resumed` lines too
+    by: str = ""  # who started it, as cluster.events.AttemptStarted has it
+    final: bool = False  # its job ended with it
+    made: float | None = None  # when its directory was filled: before it waited for GPUs
+    seen: float | None = None  # last heartbeat of one without an ending
 
 
 @dataclass(frozen=True)

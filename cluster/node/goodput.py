@@ -9,35 +9,53 @@ from cluster.node.pacing import intervals
 
 # In the order of a job's life; seconds of each, which add up to `wall`.
 PARTS = ("useful", "replay", "evaluation", "checkpoint", "stall", "start", "finish", "between", "queue")
+UNTOLD = ("running", "between", "queue")  # all that can be told of a program whose steps have no times
 
 
 def goodput(attempts: Sequence[Attempt], submitted: float | None, until: float) -> dict[str, float]:
-    """-> {"wall": s, and of each of PARTS: s}; empty when it never began. `until`: its end, or now.
+    """-> {"wall": s, and of each of PARTS, or of UNTOLD: s}; empty when it never began. `until`: its end, or now.
 
     queue: until the first attempt; start: until its first step; replay: steps done again after a restart; evaluation,
     checkpoint: pauses of the steps for these; stall: pauses of more than three steps that nothing explains; finish:
-    after the last line; between: from one attempt to the next, and after one that was lost since its last line.
+    after the last line; between: from one attempt to the next, and after one that was lost since its last sign of
+    life. Time in which the job had ended is no part of it (`rest`). running: all of an attempt's, where no attempt
+    wrote metrics: what progress rules find in an output has no times.
     """
     begun = [one for one in attempts if one.started is not None]
     if not begun:
         return {}
-    parts = dict.fromkeys(PARTS, 0.0)
+    measured = any(as_number(line.get("t")) is not None for one in begun for line in one.lines)
+    parts = dict.fromkeys(PARTS if measured else UNTOLD, 0.0)
     first = begun[0].started or 0.0
     parts["queue"] = 0.0 if submitted is None else max(0.0, first - submitted)
-    measured = any(one.lines for one in begun)
     for index, one in enumerate(begun):
         following = begun[index + 1:]
         started, next_one = one.started or 0.0, following[0].started or 0.0 if following else until
-        ended = max(started, min(next_one, one.ended or (_last_sign(one) if following else until)))
-        _attempt(parts, one, started, ended, _kept(following), measured)
-        parts["between"] += max(0.0, next_one - ended)
+        ended = max(started, min(next_one, one.ended or (last_sign(one) if following else until)))
+        if measured:
+            _attempt(parts, one, started, ended, _kept(following))
+        else:
+            parts["running"] += ended - started
+        later = following or attempts[attempts.index(one) + 1:]  # one that waits for GPUs has not begun
+        parts["between"] += max(0.0, next_one - ended - rest(one, later[0] if later else None, ended, next_one))
     return {"wall": sum(parts.values()), **parts}
 
 
-def _last_sign(one: Attempt) -> float:
+def rest(one: Attempt, following: Attempt | None, ended: float, until: float) -> float:
+    """Seconds from the end of an attempt to `until`, the start of the following, in which nobody wanted the job: it
+    had ended, by itself, by a person or with its supervisor, and no person had restarted it yet."""
+    lost = one.ended is None and following is not None and following.by == "restart"
+    if not (one.final or lost):
+        return 0.0
+    made = following.made if following else None
+    wanted = made if made is not None and made > ended else until
+    return max(0.0, min(wanted, until) - ended)
+
+
+def last_sign(one: Attempt) -> float:
     """Of an attempt that wrote no ending."""
     times = [t for line in one.lines if (t := as_number(line.get("t"))) is not None]
-    return max([one.started or 0.0, one.launched or 0.0, *times[-1:]])
+    return max([one.started or 0.0, one.launched or 0.0, one.seen or 0.0, *times[-1:]])
 
 
 def _kept(following: Sequence[Attempt]) -> int | None:
@@ -53,13 +71,11 @@ def _first_step(one: Attempt) -> int | None:
     return one.lines[0]["step"] - (one.lines[0].get("event") != "resumed")
 
 
-def _attempt(parts: dict[str, float], one: Attempt, started: float, ended: float, kept: int | None,
-             measured: bool) -> None:
-    """`kept`: the step at which later attempts went on, None: all of its steps count. `measured`: some attempt of the
-    job wrote metrics."""
+def _attempt(parts: dict[str, float], one: Attempt, started: float, ended: float, kept: int | None) -> None:
+    """`kept`: the step at which later attempts went on, None: all of its steps count."""
     times = [t for line in one.lines if (t := as_number(line.get("t"))) is not None]
-    if not times:  # a program without metrics: nobody can say more
-        parts["start" if measured else "useful"] += ended - started
+    if not times:
+        parts["start"] += ended - started
         return
     first, last = min(max(times[0], started), ended), min(max(times[-1], started), ended)
     parts["start"] += first - started

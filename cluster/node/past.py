@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ def attempt_facts(attempt: AttemptDir) -> dict[str, Any]:
         "checkpoint_step": end.checkpoint_step if end else None,
         "gpus": list(launched.gpus) if launched else [], "env": _env(attempt),
     }
+
+
+def made_by(attempts: Sequence[Mapping[str, Any]]) -> int | None:
+    """The number of the attempt that made the newest steps: later ones got no further than where they began."""
+    return next((one["n"] for one in reversed(attempts) if (one["step"] or 0) > (one["resume_step"] or 0)), None)
 
 
 def _env(attempt: AttemptDir) -> dict[str, Any] | None:

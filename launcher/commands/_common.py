@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,6 +51,19 @@ def positive(text: str) -> int:
     if (value := count(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: at least 1")
     return value
+
+
+def new_file(suffix: str) -> Callable[[str], Path]:
+    """A file of this kind that can be written, for `type=` of an option: told before anything is asked."""
+    def path(text: str) -> Path:
+        found = Path(text)
+        if found.suffix.lower() != suffix:
+            kind = suffix.removeprefix(".").upper()
+            raise argparse.ArgumentTypeError(f"{text!r}: it is written as {kind}, so its name has to end with {suffix}")
+        if not (here() / found).parent.is_dir():
+            raise argparse.ArgumentTypeError(f"there is no directory {str(found.parent)!r} for {found.name}")
+        return found
+    return path
 
 
 def here() -> Path:

@@ -23,13 +23,15 @@ SLOWLY = ("--set", "pace_s=0.1", "--set", "save_s=0.4", "--set", "resources.proc
 
 
 def by_hand(run: RunDir, view: dict) -> dict[str, float]:
-    """Seconds of each part, from journals and metrics of two attempts."""
+    """Seconds of each part, from journals and metrics of two attempts. From the end until a person restarts it nobody
+    wants it."""
     events = read_events(run)[0]
     starts = [event for event in events if isinstance(event, AttemptStarted)]
     ends = [event.t for event in events if isinstance(event, AttemptEnded)]
     first, second = ([json.loads(line) for line in attempt.metrics.read_text().splitlines()]
                      for attempt in run.attempts())
     lost_at = ends[0] if len(ends) == 2 else first[-1]["t"]
+    rest = starts[1].t - lost_at if starts[1].by == "restart" else 0.0
     pairs = [pair for lines in (first, second) for pair in zip(lines, lines[1:])]
     gaps = [(line, line["t"] - before["t"]) for before, line in pairs]
     pace = statistics.mean(seconds for line, seconds in gaps if "event" not in line)  # two passes make an update
@@ -37,8 +39,8 @@ def by_hand(run: RunDir, view: dict) -> dict[str, float]:
              for lines, start in zip((first, second), starts)]
     first_evaluation = sum(seconds for line, seconds in gaps if line.get("event") == "eval" and line["step"] == 0)
     return {
-        "wall": view["ended_at"] - view["submitted_at"], "queue": starts[0].t - view["submitted_at"],
-        "between": starts[1].t - lost_at, "start": sum(began) - first_evaluation,
+        "wall": view["ended_at"] - view["submitted_at"] - rest, "queue": starts[0].t - view["submitted_at"],
+        "between": starts[1].t - lost_at - rest, "start": sum(began) - first_evaluation,
         "checkpoint": sum(seconds for line, seconds in gaps if line.get("event") == "checkpoint"),
         "replay": pace * sum(1 for line in first if "event" not in line and line["step"] > (starts[1].resume_step or 0)),
         "useful": pace * view["total"], "stall": 0.0}

@@ -11,11 +11,13 @@ import pytest
 
 from cluster.node import worktree
 from cluster.node.comparing import Span, reached
-from launcher import compare_facts
+from launcher import compare_facts, past_configs
+from launcher.commands import compare, report
 from launcher.compare import Compared, Comparison, Goal, Spent, differences
 from launcher.compare_code import Change, Code, CodeDiff, Ran, code_diffs, count_lines
 from launcher.compare_learned import learned
 from launcher.compare_views import as_object, as_text, hours, sparkline
+from launcher.errors import Wrong
 from launcher.views import width
 from tests.launcher.conftest import Person
 from tests.launcher.test_views import JOB
@@ -44,6 +46,8 @@ def test_a_jobs_numbers_are_those_of_its_last_steps_and_evaluation() -> None:
 def test_a_job_that_said_nothing_has_no_numbers() -> None:
     empty = learned([], 0, {})
     assert learned([{"t": 1, "step": 0, "event": "resumed"}], 0, {}) == replace(empty, step=0) and empty.evaluated == {}
+    assert learned([{"step": 3, "loss": 0.5}], 0, {}).skipped is None  # a program that counts no updates
+    assert learned([{"step": 3, "loss": 0.5, "applied": 3}], 0, {}).skipped == 0
 
 
 def test_only_keys_whose_values_differ_are_shown_and_a_missing_one_is_no_null() -> None:
@@ -84,6 +88,8 @@ def test_a_value_is_reached_from_where_most_jobs_began_and_lost_time_counts() ->
         "step": 20, "value": 20.5, "wall_s": 18000.0, "gpu_s": 2 * 7200.0 + 4 * 9000.0}
     assert found["down"]["step"] == 0
     assert reached(lines, "val/psnr", 30, spans)["up"] is None and reached(lines, "loss", 1, spans) is None
+    rested = reached(lines, "val/psnr", 20, [spans[0], replace(spans[1], rest_s=1500.0)])  # of the 1800 s between
+    assert rested and rested["up"]["wall_s"] == 16500.0 and rested["up"]["gpu_s"] == found["up"]["gpu_s"]
     of_a_log = reached([{"step": 3, "loss": 0.5}], "loss", 0.6, spans)
     assert of_a_log and of_a_log["down"] == {"step": 3, "value": 0.5, "wall_s": None, "gpu_s": None}
 
@@ -253,9 +259,40 @@ def test_jobs_and_the_points_of_a_sweep_by_its_name(person: Person) -> None:
     assert (first["point"], second["point"]) == ({"steps": "1"}, {"steps": "2"})
     assert (first["attempted"], second["attempted"], second["skipped"]) == (2, 5, 1)
     assert "psnr" in person.run("compare", "length", "--reach", "val/psn=20", code=2).stderr
+    result_of_a_restart(person, first["id"], second["id"])
     (person.at / "more.py").write_text("one\ntwo\n")
     other = person.submit("tick", "--config", "failing")
     person.run("wait", other, code=1)
     said = person.run("compare", first["id"], other).stdout
     assert "fail" in said and f"code of {other} against {first['id']}: 1 file, +2 -0" in said and "  more.py  new +2 -0" in said
     assert "no such job" in person.run("compare", "nobody", code=2).stderr
+
+
+def result_of_a_restart(person: Person, job: str, other: str) -> None:
+    """One that made no step: the results are the first attempt's, and so is the config they are shown with."""
+    person.run("restart", job, "--set", "steps=0")
+    person.run("wait", job)
+    shown = person.run("show", job).stdout
+    assert "config.yaml of attempt 0, which made its newest steps" in shown and "\n  steps: 1\n" in shown
+    assert "changed from the attempt before\n  attempt 1: steps 1 -> 0\n" in shown
+    found = json.loads(person.run("compare", job, other, "--json").stdout)
+    assert found["config"]["steps"] == {job: 1, other: 2}
+    first, second = json.loads(person.run("show", job, "--json").stdout)["attempts"]
+    took = first["ended_at"] - first["started_at"] + second["ended_at"] - second["started_at"]
+    paused = second["started_at"] - first["ended_at"]
+    assert 0 <= found["jobs"][0]["wall_s"] - took < paused / 2, (took, paused)
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+    for verb, option, suffix in ((compare, "--plot", ".png"), (report, "-o", ".html")):
+        with pytest.raises(Wrong, match=f"its name has to end with {suffix}"):
+            verb.run(["nobody", option, "y.pdf"])
+        with pytest.raises(Wrong, match=f"there is no directory '{tmp_path}/no' for y{suffix}"):
+            verb.run(["nobody", option, f"{tmp_path}/no/y{suffix}"])
+
+
+def test_what_a_restart_changed_in_words() -> None:
+    found = past_configs.changes("a: {lr: 1.0, warmup: 20}\n", "a: {lr: 0.2}\nviews: [1, 2]\n")
+    assert past_configs.in_words({"n": 1, "changes": found}) == \
+        "attempt 1: a.lr 1 -> 0.2, a.warmup 20 -> (absent), views (absent) -> [1, 2]"
+    assert past_configs.in_words({"n": 0, "changes": []}) == ""

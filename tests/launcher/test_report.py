@@ -102,7 +102,7 @@ def test_a_report_of_a_run_as_a_person_gets_it(person: Person) -> None:
     assert person.run("report", "phase3-by-hand-1").stdout == "phase3-by-hand-1.html\n"
     text = (person.at / "phase3-by-hand-1.html").read_text()
     assert "40 % of updates applied" in text and 'alt="evaluation at step 400"' in text and "steps that count" in text
-    assert "cannot be written" in person.run("report", "phase3-by-hand-1", "-o", "no/where.html", code=1).stderr
+    assert "no directory 'no'" in person.run("report", "phase3-by-hand-1", "-o", "no/where.html", code=2).stderr
 
 
 @pytest.mark.campaign

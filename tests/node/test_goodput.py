@@ -1,12 +1,13 @@
 """Where the time of a job went: every second once, whatever ended its attempts."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cluster.node.findings import Attempt
-from cluster.node.goodput import PARTS, goodput
+from cluster.node.goodput import PARTS, UNTOLD, goodput
 
 
 def lines(resumed: int, last: int, t: float, pace: float = 1.0, first: float = 1.0) -> list[dict[str, Any]]:
@@ -52,3 +53,23 @@ def test_what_comes_before_the_first_step_is_the_start() -> None:
     assert parts([compiles], 104.0) == {"start": 87, "useful": 12, "finish": 5}
     finished = Attempt(1, 200.0, None, 201.0)  # had nothing to do any more
     assert parts([compiles, finished], 201.0)["start"] == 88
+
+
+def test_time_in_which_a_job_had_ended_until_a_person_restarted_it_is_not_the_jobs() -> None:
+    ended = Attempt(0, 0.0, 1.0, 41.0, lines=lines(0, 40, 1.0), final=True)
+    asked = Attempt(1, 990.0, 1001.0, 1061.0, resume_step=40, lines=lines(40, 100, 1001.0), by="restart", made=980.0)
+    assert goodput([ended, asked], 0.0, 1061.0)["wall"] == pytest.approx(41 + 10 + 71)
+    assert goodput([ended, asked], 0.0, 1061.0)["between"] == pytest.approx(10)  # it waited for its GPUs
+    assert goodput([ended, Attempt(1, made=980.0)], 0.0, 985.0)["between"] == pytest.approx(5)
+    assert goodput([ended], 0.0, 985.0)["wall"] == pytest.approx(41)
+    lost = replace(ended, ended=None, final=False, seen=60.0)
+    assert goodput([lost, asked], 0.0, 1061.0)["wall"] == pytest.approx(60 + 10 + 71)
+    by_itself = [goodput([one, replace(asked, by="policy")], 0.0, 1061.0) for one in (lost, replace(ended, final=False))]
+    assert [round(found["between"]) for found in by_itself] == [930, 949]
+
+
+def test_nobody_can_tell_what_the_time_of_a_program_without_metrics_was() -> None:
+    read = Attempt(0, 10.0, 11.0, 75.0, lines=[{"step": n, "loss": 1.0} for n in range(300)])
+    expected = {"running": 65.0, "between": 0.0, "queue": 10.0}
+    assert goodput([read], 0.0, 75.0) == {"wall": 75.0, **expected} and tuple(expected) == UNTOLD
+    assert goodput([replace(read, lines=[])], 0.0, 75.0)["running"] == 65
