@@ -124,9 +124,14 @@ def _walk(kind: inspect.Type, path: KeyPath) -> Iterator[tuple[KeyPath, inspect.
         yield from _walk(one.type, below)
 
 
-def _type_at(schema: type[Strict], path: KeyPath) -> inspect.Type | None:
+def _type_at(schema: type[Strict], path: KeyPath, entries: bool = False) -> inspect.Type | None:
+    """`entries`: also of what stands in a list."""
     kind: inspect.Type | None = _info(schema)
     for key in path:
+        lists = [one for one in _alternatives(kind) if isinstance(one, inspect.CollectionType)]
+        if entries and lists:
+            kind = lists[0].item_type
+            continue
         struct = _struct(kind)
         mapping = next((one for one in _alternatives(kind) if isinstance(one, inspect.DictType)), None)
         if struct:
@@ -169,7 +174,7 @@ def _explain(message: str, document: Document, schema: type[Strict], value: Any,
     elif named := re.match(r"`([\w.]+)`: (.*)", what, re.DOTALL):
         what, path = named[2], (*path, *named[1].split("."))
     elif what.startswith("Invalid enum value"):
-        what = f"must be {_choices(_type_at(schema, path))}"
+        what = f"must be {_choices(_type_at(schema, path, entries=True))}"
     elif what.startswith("Expected"):
         if re.match(r"Expected `str( \| null)?`, got `(int|float|bool)`", what):
             hint = "if it is meant as text, put it in quotes"

@@ -89,7 +89,7 @@ class StageFile(Strict):
     command: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None  # a program and its arguments
     pipeline: dict[str, dict[str, Any] | None] | None = None  # other stages by their labels: configs.pipeline
     args: tuple[str, ...] = ()  # for torchrun and python; before the path of the resolved config
-    pass_config: bool | None = None  # append that path? null: yes for torchrun and python, no for command
+    pass_config: bool | None = None  # append that path? null: yes, unless it is a command and its config says nothing
     schema: Literal[
         "phase1", "phase2", "phase3", "reconstruct", "face-voice", "face-voice-eval",
         "clap1", "clap2", "clap3", "clap-evaluate", "clap-generate",
@@ -140,9 +140,9 @@ class StageFile(Strict):
         """Program first, without the config's path."""
         return self.command or ((self.torchrun or self.python or ""), *self.args)
 
-    @property
-    def passes_config(self) -> bool:
-        return self.kind != "command" if self.pass_config is None else self.pass_config
+    def passes_config(self, says: bool) -> bool:
+        """Whether the config's path is appended. `says`: there are values in it."""
+        return self.kind != "command" or says if self.pass_config is None else self.pass_config
 
 
 _PLAIN = {field.name: field.default if field.default_factory is NODEFAULT else field.default_factory()

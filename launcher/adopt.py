@@ -13,12 +13,11 @@ from launcher.control import whoami
 from launcher.errors import Wrong
 from launcher.jobs import from_view
 from launcher.nodes import node_named
+from launcher.stages import progress_rules
 from launcher.submit import check_name, new_id
 
 if TYPE_CHECKING:
     from launcher.index import Index
-
-_RULES = ("step", "total", "loss")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def adopt(index: Index, where: str, name: str | None, log: str | None, rules: Se
     if not colon or not word or not pid.isdecimal():
         raise Wrong(f"{where!r} is not NODE:PID",
                     hint="as in: launch adopt gpu05:4242 --name X; launch ps NODE lists the pids")
-    progress = _progress(rules)
+    progress = progress_rules(rules)
     node = node_named(word, start)
     if node.via == "slurm":
         raise Wrong(f"{node.name} is a SLURM cluster: what runs there is SLURM's to end",
@@ -63,20 +62,3 @@ def _adopted(answer: dict[str, Any], node: str) -> Adopted:
     return Adopted(answer["id"], node, answer["run_dir"], answer["root"], answer["processes"], tuple(answer["argv"]),
                    answer["cwd"], answer["log"], tuple(answer["gpus"]), tuple(answer["secrets"]),
                    tuple(answer["notes"]))
-
-
-def _progress(rules: Sequence[str]) -> dict[str, str]:
-    """`step=RE` … as a dictionary. Raises Wrong."""
-    from configs.fields import check_pattern  # most programs are adopted without rules
-
-    found: dict[str, str] = {}
-    for rule in rules:
-        name, _, text = rule.partition("=")
-        if name not in _RULES:
-            raise Wrong(f"--progress {rule!r}: begins with one of {', '.join(f'{one}=' for one in _RULES)}")
-        try:
-            check_pattern(f"--progress {name}", text)
-        except ValueError as error:
-            raise Wrong(str(error)) from None
-        found[name] = text
-    return found

@@ -92,11 +92,19 @@ def _meant(index: Index, words: Sequence[str]) -> list[Job]:
         try:
             found += find_all(index, word) if word not in waiting or index.in_group(word) else []
         except Wrong as error:
-            if others := [other for other in dict.fromkeys(words) if other != word]:
+            if others := [other for other in dict.fromkeys(words) if other != word and _runs(index, other, waiting)]:
                 error.hint = "; ".join(filter(None, (error.hint, f"nothing was stopped: {', '.join(others)} "
                                                      f"{'goes' if len(others) == 1 else 'go'} on as before")))
             raise
     return found
+
+
+def _runs(index: Index, word: str, waiting: set[str]) -> bool:
+    """Whether something of that name has not ended, as far as is known here."""
+    try:
+        return word in waiting or any(not job.ended for job in find_all(index, word))
+    except Wrong:
+        return False
 
 
 def _held_names(index: Index) -> set[str]:

@@ -113,7 +113,8 @@ def find(index: Index, word: str) -> Job:
 
 
 def find_all(index: Index, word: str) -> list[Job]:
-    """What `find` finds, or all jobs of the sweep or pipeline of that name, in their order."""
+    """What `find` finds, or all jobs of the sweep or pipeline of that name, in their order. A name, of an ended job
+    too, goes before the ids that begin with it."""
     if word == "@last":
         if job := index.last():
             return group_of(index, job.group) if job.group else [job]
@@ -123,13 +124,11 @@ def find_all(index: Index, word: str) -> list[Job]:
     running = [job for job in named if not job.ended]
     beginning = index.with_prefix(word) if word else []
     for found, whole in ((index.with_id(word), False), (group_of(index, word), True), (running, False),
-                         _begins(index, beginning, word)):
+                         (named[:1], False), _begins(index, beginning, word)):
         if found and (whole or len(found) == 1):
             return found
         if found:
             raise Wrong(f"{word!r} is not unique", hint="it could be: " + ", ".join(map(_told, found)))
-    if named:
-        return named[:1]
     raise Wrong(f"no such job: {word!r}", hint=_unknown_hint(index, word))
 
 

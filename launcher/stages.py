@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from configs.load import Resolved, Stage
 
 COMMAND = "command"  # the stage of `launch submit -- CMD`
+PROGRESS = ("step", "total", "loss")  # what --progress says how to read
 PACKAGES = ("launcher", "cluster", "jobs", "models", "configs")
 
 
@@ -41,6 +43,7 @@ class Request:
     time_s: float | None = None
     grace_s: float | None = None
     cwd: str | None = None  # a directory of the node: nothing is copied
+    progress: tuple[str, ...] = ()  # of a command: step=RE, total=RE, loss=RE
     after: tuple[str, ...] = ()  # JOB or JOB:any
     sweeps: tuple[str, ...] = ()  # a.b=v1,v2
     parallel: int | None = None  # points of a sweep at a time
@@ -74,6 +77,9 @@ def check_request(request: Request) -> None:
         raise Wrong("--config and --set belong to a stage; a command is run as it stands")
     if request.argv and request.resume not in ("auto", "never"):
         raise Wrong("--resume belongs to a stage, whose file says how; a command is run as it stands")
+    if request.stage and request.progress:
+        raise Wrong("--progress belongs to a command; how a stage prints its progress its file says",
+                    hint=f"progress: in configs/stages/{request.stage}.yaml")
     if request.stage and request.cwd:
         raise Wrong("--cwd belongs to a command; a stage runs in its own copy of the code")
     if request.no_wait and (request.after or request.sweeps or "," in request.node):
@@ -91,14 +97,35 @@ def _is_text(text: str) -> bool:
 
 
 def _plan_command(request: Request, node: Node) -> Plan:
+    from cluster.node.adopt import PROGRESS as usual  # a status does without
+
     tree = None if request.cwd else work_tree_or(request.start)
     inside = None if tree is None or tree == request.start else request.start.relative_to(tree).as_posix()
     spec = JobSpec(
         id="", token="", stage=COMMAND, kind="command", argv=request.argv, node=node.name,
         env=dict(node.env_vars), cwd=request.cwd or inside, gpus=request.gpus or 0, gpu_share=request.share,
         nodes=request.nodes or 1, slurm=_slurm(node, {}),
-        restart=RestartPolicy(request.max_restarts or 0))
+        restart=RestartPolicy(request.max_restarts or 0), progress={**usual, **progress_rules(request.progress)})
     return Plan(_common(spec, request, node), tree=tree)
+
+
+def progress_rules(rules: Sequence[str]) -> dict[str, str]:
+    """`step=RE` … as a dictionary. Raises Wrong."""
+    if not rules:
+        return {}
+    from configs.fields import check_pattern  # most programs do without
+
+    found: dict[str, str] = {}
+    for rule in rules:
+        name, _, text = rule.partition("=")
+        if name not in PROGRESS:
+            raise Wrong(f"--progress {rule!r}: begins with one of {', '.join(f'{one}=' for one in PROGRESS)}")
+        try:
+            check_pattern(f"--progress {name}", text)
+        except ValueError as error:
+            raise Wrong(str(error)) from None
+        found[name] = text
+    return found
 
 
 def _plan_stage(request: Request, node: Node) -> Plan:
@@ -113,7 +140,7 @@ def _plan_stage(request: Request, node: Node) -> Plan:
     retries = retry.max_restarts if request.max_restarts is None else request.max_restarts
     spec = JobSpec(
         id="", token="", stage=stage.name, kind=stage.spec.kind, argv=stage.spec.argv, node=node.name,
-        pass_config=stage.spec.passes_config, env={**node.env_vars, **stage.spec.env},
+        pass_config=stage.spec.passes_config(bool(run.data)), env={**node.env_vars, **stage.spec.env},
         secrets=stage.spec.secrets, gpus=gpus, gpu_share=share, procs=wanted.procs,
         nodes=request.nodes or wanted.nodes, slurm=_slurm(node, wanted.sbatch),
         time_s=parse_duration(wanted.time) if wanted.time else None,

@@ -108,7 +108,8 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
             python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=slurm,
             busy=("shared" if spec.gpu_share else "alone") if now or sure is not check.at_once else "",
             cost=estimates.question(plan, volume, paths), force=request.force,
-            check=check.question(plan, paths, request, resume.value if absolute else ""))
+            check=check.question(plan, paths, request, resume.value if absolute else ""),
+            secrets=[tell.secret for tell in spec.notify if tell.secret and not os.environ.get(tell.secret)])
 
     prepared = sure(asked, spec if spec.slurm else None) or asked(None)  # a job that SLURM refuses may lack more
     for option, place in here.items():
@@ -128,8 +129,17 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
     spec = replace(spec, resume=stages.expand(spec.resume, prepared["home"]), cost=cost,
                    config_digest=digest(config.encode()) if config is not None else None)
     return Draft(spec, node, code, config, bool(prepared.get("have_code")),
-                 script=prepared["slurm"]["script"] if prepared.get("slurm") else None, notes=warnings,
+                 script=prepared["slurm"]["script"] if prepared.get("slurm") else None,
+                 notes=(*warnings, *_unheard(spec, prepared, node)),
                  others=target.peers, known=known, force=request.force, prepared=prepared)
+
+
+def _unheard(spec: JobSpec, prepared: dict[str, Any], node: Node) -> list[str]:
+    """Who of cluster.yaml will not be told: neither this environment nor the node knows their address."""
+    unknown = prepared.get("unknown_secrets", ())
+    return [f"warning: notify: {tell.kind} will not be told: {tell.secret} is not set here, and {node.name} does not "
+            f"know it\n  export {tell.secret}=https://…, then submit (or launch restart) gives it to the node"
+            for tell in spec.notify if tell.secret in unknown]
 
 
 def _check_resume(path: str, stats: dict[str, Any], node: Node) -> None:

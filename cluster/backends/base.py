@@ -23,13 +23,14 @@ class Backend(Protocol):
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
                 python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
                 busy: str = "", cost: Mapping[str, Any] | None = None, force: bool = False,
-                check: Mapping[str, Any] | None = None) -> Answer:
+                check: Mapping[str, Any] | None = None, secrets: Sequence[str] = ()) -> Answer:
         """Whether the node could take a job, and what it sees. Nothing is started.
 
         `slurm`: a job that SLURM is to judge; raises what it refuses. `busy`: also who
         has the GPUs, for a job that is `alone` on its own or one that is `shared`.
         `cost`: {work, lists}: also what was measured of such work, and how many samples the lists name.
         `force`: also when there is little room. `check`: also what is wrong with its inputs: cluster/node/check.py.
+        `secrets`: also which of these the node does not know.
         """
 
     def check(self, spec: JobSpec, config: str | None, code: Payload = b"", resume: str = "") -> Answer:

@@ -22,12 +22,12 @@ class HostBackend:
     def prepare(self, code_digest: str | None = None, stat: Sequence[str] = (),
                 python: PythonEnv | None = None, cwd: str | None = None, slurm: JobSpec | None = None,
                 busy: str = "", cost: Mapping[str, Any] | None = None, force: bool = False,
-                check: Mapping[str, Any] | None = None) -> Answer:
+                check: Mapping[str, Any] | None = None, secrets: Sequence[str] = ()) -> Answer:
         return self._shell.ask({
             "op": "prepare", "workdir": self.node.workdir, "code_digest": code_digest, "stat": list(stat),
             "cwd": cwd, "need_python": asdict(python or self.node.python),
             "slurm_spec": asdict(slurm) if slurm else None, "busy": busy, "cost": cost,
-            "force": force, "check": dict(check) if check else None})
+            "force": force, "check": dict(check) if check else None, "secrets": list(secrets)})
 
     def check(self, spec: JobSpec, config: str | None, code: Payload = b"", resume: str = "") -> Answer:
         return self._shell.ask({"op": "check", "workdir": self.node.workdir, "spec": asdict(spec), "config": config,
@@ -63,7 +63,7 @@ class HostBackend:
     def status(self, run_dirs: Sequence[str] | None, active_only: bool = False,
                timeout_s: float | None = None) -> Answer:
         return self._shell.ask({"op": "status", "workdir": self.node.workdir, "active_only": active_only,
-                                "asked_at": time.time(),
+                                "asked_at": time.time(), "tells": [asdict(tell) for tell in self.node.notify],
                                 "jobs": None if run_dirs is None else list(run_dirs)}, timeout_s=timeout_s)
 
     def show(self, run_dir: str) -> Answer:

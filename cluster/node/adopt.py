@@ -78,14 +78,15 @@ def _checked(pid: int, table: dict[int, Proc]) -> Proc:
         from cluster.node.gpu_users import user_name
 
         raise Unusable(f"process {pid} on {here} belongs to {user_name(owner or 0)}; only your own can be adopted")
-    root = trees.root_of(pid, table)
+    ours = trees.above(os.getpid(), table)
+    root = trees.root_of(pid, table, but=ours)
     tree = trees.Tree(root.identity)
     if job := trees.job_of(pid, table, trees.adopted_pids(table)):
         raise Refused(f"process {pid} on {here} belongs to the job {job} already",
                       hint=f"see it with: launch status {job}")
-    if root.pid in trees.above(os.getpid(), table) or os.getpid() in {one.pid for one in tree.living()}:
+    if root.pid in ours or os.getpid() in {one.pid for one in tree.living()}:
         raise Refused(f"process {pid} on {here} is part of what runs this launch: process {root.pid}",
-                      hint="adopt it from another terminal, once that has ended")
+                      hint="a job cannot watch what waits for this command: give it in another terminal")
     return root
 
 

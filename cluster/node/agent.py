@@ -9,6 +9,7 @@ import os
 import pwd
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,6 +79,7 @@ def prepare(request: dict[str, Any], _payload: object) -> dict[str, Any]:
         "stats": {path: _stat(path) for path in request.get("stat", ())},
         "gpus": _gpus(), **(_busy(request["busy"] == "shared") if request.get("busy") else {}),
         "slurm": _forecast(workdir, request), **_measured(workdir, request.get("cost")),
+        "unknown_secrets": _unknown(workdir, request.get("secrets", ())),
         "now": time.time(), "found": _quick_check(request.get("check")),
         "env_problem": _cwd_problem(request.get("cwd")) or _env_problem(request.get("need_python") or {}),
     }
@@ -132,6 +134,13 @@ def _gpus() -> list[dict[str, Any]]:
         return []
     return [{"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name, "memory_mb": gpu.memory_mb,
              "used_mb": gpu.used_mb} for gpu in gpus.list_gpus()]
+
+
+def _unknown(workdir: Path, names: Sequence[str]) -> list[str]:
+    """Those of these secrets that have no value here."""
+    from cluster.node import environment
+    known, _ = environment.read_secrets(workdir, tuple(names))
+    return [name for name in names if name not in known]
 
 
 def _quick_check(asked: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from signal import SIGKILL
 
@@ -93,10 +93,13 @@ def sweep(run: RunDir, token: str) -> list[Proc]:
     return [*left, *more]
 
 
-def root_of(pid: int, table: dict[int, Proc]) -> Proc:
-    """The first process of the program that `pid` is a part of: its torchrun, its script, what it was forked from."""
+def root_of(pid: int, table: dict[int, Proc], but: Collection[int] = ()) -> Proc:
+    """The first process of the program that `pid` is a part of: its torchrun, its script, what it was forked from.
+
+    `but`: these are no part of it. A script that starts a program with nohup and then has it adopted is what runs this.
+    """
     one = table[pid]
-    while (parent := table.get(one.parent)) and _mine(parent.pid) and _works_for(one, parent):
+    while (parent := table.get(one.parent)) and parent.pid not in but and _mine(parent.pid) and _works_for(one, parent):
         one = parent
     return one
 

@@ -5,7 +5,7 @@ import fcntl
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,24 @@ _FINISHING_S = 60.0  # a supervisor on another machine may still be telling it i
 _TAIL = 4 << 10
 
 
-def catch_up(workdir: Path) -> list[str]:
+def catch_up(workdir: Path, to: Collection[str] | None = None) -> list[str]:
     """Begin to tell what is left -> words for a person about what could not be told so far. Costs a look at a
-    directory, and a process when something is left."""
+    directory, and a process when something is left. `to`: the addresses that the person who asks has in cluster.yaml;
+    of others, which a job was submitted with before, nothing is said to them."""
     left = [run for run in _marked(workdir) if not _supervised(run)]
-    failures = {run.path.name: said for run in left if (said := _last_failure(run))}
-    due = [run for run in left if time.time() - _tried(run, failures) > _AGAIN_S]
+    failures = {run.path.name: _failures(run) for run in left}
+    due = [run for run in left if time.time() - _tried(run, failures[run.path.name]) > _AGAIN_S]
     if due:
         subprocess.run(process.agent_command("notify", str(workdir)), stdin=subprocess.DEVNULL, check=False,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", start_new_session=True)
-    return [f"{name}: nobody could be told of it yet, it is tried again: {why}" for name, (_, why) in failures.items()]
+    return [f"{name}: nobody could be told of it yet, it is tried again: {one['problem']}"
+            for name, found in failures.items()
+            for one in [one for one in found if to is None or one["to"] in to][-1:]]
 
 
-def _tried(run: RunDir, failures: dict[str, tuple[float, str]]) -> float:
+def _tried(run: RunDir, failures: Sequence[dict[str, Any]]) -> float:
     """When somebody last looked at what is left to tell of this job."""
-    looked = notify.looked_at(run)
-    return max(looked, failures.get(run.path.name, (0.0, ""))[0])
+    return max([notify.looked_at(run), *(one["t"] for one in failures)])
 
 
 def left_of(workdir: Path, views: Sequence[dict[str, Any]]) -> None:
@@ -81,13 +83,13 @@ def _supervised(run: RunDir) -> bool:
     return beat is None or time.time() - beat["t"] < _FINISHING_S
 
 
-def _last_failure(run: RunDir) -> tuple[float, str] | None:
-    """(when, why) of the last try, when that failed."""
+def _failures(run: RunDir) -> list[dict[str, Any]]:
+    """The last try at each address, where that failed; the newest last."""
     try:
-        last = lines.tail(run.notified, _TAIL)[-1:]
+        last = {one["to"]: one for one in lines.tail(run.notified, _TAIL)}
     except FileNotFoundError:
-        return None
-    return next(((one["t"], one["problem"]) for one in last if not one["ok"]), None)
+        return []
+    return sorted((one for one in last.values() if not one["ok"]), key=lambda one: one["t"])
 
 
 def _tell(run: RunDir) -> None:

@@ -82,9 +82,11 @@ def _untold(request: dict[str, Any], jobs: Sequence[dict[str, Any]]) -> list[str
     workdir = Path(request["workdir"]).expanduser()
     if not (workdir / ".launch" / "untold").is_dir():
         return []
-    from cluster.node import untold
+    from cluster.node import notify, untold
+    from cluster.spec import Tell
     untold.left_of(workdir, jobs)
-    return untold.catch_up(workdir)
+    tells = request.get("tells")
+    return untold.catch_up(workdir, None if tells is None else {notify.address(Tell(**tell)) for tell in tells})
 
 
 def go_on(views: Sequence[dict[str, Any]]) -> list[str]:

@@ -30,6 +30,12 @@ def parser(verb: str, about: str, usage: str | None = None) -> Parser:
     return Parser(prog=f"launch {verb}", description=about, usage=usage, allow_abbrev=False)
 
 
+def add_progress(p: Parser, where: str) -> None:
+    p.add_argument("--progress", action="append", default=[], metavar="step=RE",
+                   help=f"how {where} shows step, total or loss: a regular expression with one group; default: tqdm's "
+                        "bars, `step 12/600`, `loss 0.5`")
+
+
 def split_command(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """Everything after the first `--` is the command, whatever it looks like."""
     words = list(argv)

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launcher import api, sentences
-from launcher.commands._common import here, parser, tell
+from launcher.commands._common import add_progress, here, parser, tell
 from launcher.errors import Interrupted
 
 
@@ -27,7 +27,5 @@ def _parser():
     p.add_argument("--name", metavar="X", help="a name for the job, unique among those not ended")
     p.add_argument("--log", metavar="FILE",
                    help="the file on the node that it writes to; default: where its stdout goes")
-    p.add_argument("--progress", action="append", default=[], metavar="step=RE",
-                   help="how the log shows step, total or loss: a regular expression with one group; default: "
-                        "tqdm's bars, `step 12/600`, `loss 0.5`")
+    add_progress(p, "the log")
     return p

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from launcher import api, group_sentences, sentences
-from launcher.commands._common import UNKNOWN, count, here, parser, positive, seconds, split_command, tell
+from launcher.commands._common import UNKNOWN, add_progress, count, here, parser, positive, seconds, split_command, tell
 from launcher.errors import Interrupted, Wrong
 from launcher.groups import GroupDraft, Member
 from launcher.logs import Which
@@ -114,7 +114,8 @@ def _request(args, command: tuple[str, ...]) -> Request:
         force=args.force, no_check=args.no_check,
         config=args.config, after=tuple(args.after), sweeps=tuple(args.sweep), parallel=args.parallel,
         sets=tuple(args.set), name=args.name, resume=args.resume, max_restarts=args.max_restarts,
-        time_s=seconds("--time", args.time), grace_s=seconds("--grace", args.grace), cwd=args.cwd)
+        time_s=seconds("--time", args.time), grace_s=seconds("--grace", args.grace), cwd=args.cwd,
+        progress=tuple(args.progress))
 
 
 def _parser():
@@ -148,6 +149,7 @@ def _parser():
     p.add_argument("--grace", metavar="60s", help="how long it may take to save when it is stopped")
     p.add_argument("--cwd", metavar="DIR",
                    help="a command runs in this directory of the node; nothing is copied")
+    add_progress(p, "a command's output")
     p.add_argument("--force", action="store_true", help="also where less than 1 GB or 10,000 inodes are free")
     p.add_argument("--no-check", action="store_true",
                    help="start it although its inputs may be wrong: launch check says what it would look at")

@@ -29,7 +29,8 @@ _ALIAS_ADDRESS = "10.77.0.1{}"  # fabric takes two names of one address for one 
 _OURS = ("LAUNCH_", "XDG_")
 _FILES = {"train.py": "print('a small project')\n"}
 _HOLD = {
-    "configs/stages/hold.yaml": "about: holds its place\ncommand: [sleep, '600']\ndefault_config: one\ngrace_s: 1\n",
+    "configs/stages/hold.yaml": "about: holds its place\ncommand: [sleep, '600']\npass_config: false\n"
+                                "default_config: one\ngrace_s: 1\n",
     "configs/runs/hold/one.yaml": "point: 0\n"}
 NOOP = {
     "configs/stages/noop.yaml": "about: does nothing\ncommand: ['true']\ndefault_config: one\n",

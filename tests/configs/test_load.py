@@ -191,7 +191,7 @@ def test_a_stage_of_the_users_own(tmp_path: Path) -> None:
           "progress: {step: 'step (\\d+)'}\nresources: {gpus: 2}\n")
     write(tmp_path / "configs/runs/facelift/a.yaml", "data: {list: x.txt, sizes: [1, 2]}\nresources: {gpus: 4}\n")
     stage = load_stage("facelift", tmp_path)
-    assert (stage.spec.kind, stage.spec.argv, stage.spec.passes_config) == (
+    assert (stage.spec.kind, stage.spec.argv, stage.spec.passes_config(False)) == (
         "torchrun", ("train_gslrm.py", "--config"), True)
     assert isinstance(stage.spec.resume, ResumeGlob)
 
@@ -202,6 +202,16 @@ def test_a_stage_of_the_users_own(tmp_path: Path) -> None:
         load_run(stage, "a", ["data.lst=y"], tmp_path)
     assert "nearest: data.list" in str(caught.value) and "+data.lst=" in str(caught.value)
     assert load_run(stage, None, [], tmp_path) == Resolved("facelift", {}, None, None, (), (), stage.spec.resources)
+
+
+@pytest.mark.parametrize(("line", "sets", "passed"), [
+    ("", [], False), ("", ["+lr=2"], True), ("default_config: a\n", [], True),
+    ("default_config: a\npass_config: false\n", [], False), ("pass_config: true\n", [], True)])
+def test_a_command_is_given_a_config_that_says_something(tmp_path: Path, line: str, sets: list[str], passed: bool) -> None:
+    write(tmp_path / "configs/stages/own.yaml", f"about: theirs\ncommand: [python, train.py]\n{line}")
+    write(tmp_path / "configs/runs/own/a.yaml", "lr: 1\n")
+    stage = load_stage("own", tmp_path)
+    assert stage.spec.passes_config(bool(load_run(stage, None, sets, tmp_path).data)) is passed
 
 
 # --- cluster.yaml -------------------------------------------------------------------------------------
@@ -233,6 +243,8 @@ def test_cluster_yaml_is_found_and_typed(tmp_path: Path, own_world: Path, monkey
     ("a: {via: ssh, gpus: [-1]}", "nodes.a.gpus.0", ">= 0"),
     ("a: {via: ssh, share: all}", "nodes.a.share", "private"),
     ("a: {via: ssh, env_vars: {A: x, B: 4}}", "nodes.a.env_vars.B", "expected text"),
+    ("a: {via: ssh, notify: [{slack: A}, {slack: A, on: [failure, stal]}]}", "nodes.a.notify.1.on.1",
+     "must be end or failure or finding or stall"),
     ("a b: {via: ssh}", "nodes.a b", "letters"),
     ("any: {via: ssh}", "nodes.any", "meaning of its own"),
     ("local: {via: ssh}", "nodes.local", "always this computer"),

@@ -108,6 +108,14 @@ def test_the_usual_ways_to_print_progress(line: str, step: str | None, total: st
     assert found == {"step": step, "total": total, "loss": loss}
 
 
+def test_a_script_adopts_what_it_started_itself(person: Person) -> None:
+    """Not the script, which waits for the answer."""
+    script = f"sleep 99 > out.log & {sys.executable} -m launcher.cli adopt local:$! > job; kill $!; wait"
+    subprocess.run(["sh", "-c", script], env=person.env, cwd=person.at, check=False, timeout=60)
+    job = (person.at / "job").read_text().strip()
+    assert job and person.until(job, lambda found: found["ended_at"])["reason"] == "ended, exit code unknown"
+
+
 def test_secrets_are_told_from_the_rest() -> None:
     env = {"PATH": "/bin", "WANDB_API_KEY": "a", "HF_HOME": "/h", "MYTHING": "hf_abc", "DB_PASSWORD": "b", "TMUX": "x",
            "TOKENIZERS_PARALLELISM": "false", "http_proxy": "http://me:secret@proxy", "SSH_CONNECTION": "1",

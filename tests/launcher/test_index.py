@@ -134,6 +134,14 @@ def test_the_name_of_an_ended_job_is_still_known(index: Index) -> None:
     assert find(index, "mouse").id == "phase3-000002"
 
 
+def test_a_name_goes_before_the_ids_that_begin_with_it(index: Index) -> None:
+    index.put_all([job(1, name="phase3-0000"), job(2, name="phase3-00000"), job(3, name="phase3-00000")])
+    assert find(index, "phase3-0000").id == "phase3-000001"
+    assert find(index, "phase3-00000").id == "phase3-000003"
+    index.put(job(4, ended=False, name="phase3-0000"))
+    assert find(index, "phase3-0000").id == "phase3-000004"
+
+
 def test_a_rescan_forgets_what_is_gone(index: Index) -> None:
     index.put_all([job(1), job(2)])
     index.replace_nodes(["gpu05"], [job(2)])

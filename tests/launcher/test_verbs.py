@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.node import environment
 from launcher.index import Intent, open_index
 from tests.launcher.conftest import Person, interrupt
 
@@ -54,6 +55,7 @@ def test_kill_says_what_it_freed_and_can_be_asked_twice(person: Person, tmp_path
     assert f"{job} CANCELLED" in said and "freed" in said
     assert "stopping" in person.run("logs", job).stdout
     assert "had already ended" in person.run("kill", job).stdout
+    assert "goes on as before" not in person.run("kill", "쥐", "nosuch", code=2).stderr
     assert person.status(job)["state"] == "CANCELLED"
 
 
@@ -134,6 +136,15 @@ def test_a_command_runs_where_the_person_is(person: Person) -> None:
     assert "tick.py" in shown["code"]["untracked"]
 
 
+def test_what_a_command_prints_of_its_progress_is_read_as_that_of_an_adopted_program(person: Person) -> None:
+    person.run("submit", "--name", "usual", "--follow", "--", "echo", "step 12/600 loss nan")
+    found = person.status("usual")
+    assert (found["step"], found["total"], found["loss"]) == (12, 600, "nan")
+    person.run("submit", "--progress", r"step=at (\d+)", "--follow", "--", "echo", "step 12, at 7, loss=5e-4")
+    found = person.status("@last")
+    assert (found["step"], found["total"], found["loss"]) == (7, None, 5e-4)
+
+
 def test_a_client_without_an_index_finds_everything_again(person: Person, tmp_path: Path) -> None:
     job = person.submit("tick", "--set", f"gate={tmp_path}/gate")
     shutil.rmtree(person.env["LAUNCH_HOME"])
@@ -193,6 +204,8 @@ def _dead_pid() -> int:
     (["submit", "tick", "--name", "@last"], 2, "begins with neither"),
     (["submit", "--cwd", "/no/such/place", "--", "true"], 2, "/no/such/place"),
     (["submit", "tick", "--", "true"], 2, "cannot be given together"),
+    (["submit", "tick", "--progress", r"step=(\d+)"], 2, "belongs to a command"),
+    (["submit", "--progress", r"steps=(\d+)", "--", "true"], 2, "begins with one of step="),
     (["logs"], 2, "no job is known"),
     (["logs", "--rank", "x"], 2, "--rank"),
     (["logs", "-n", "-3"], 2, "-n: "),
@@ -214,6 +227,22 @@ def test_a_bad_cluster_file_is_named_with_its_line(person: Person) -> None:
     (person.at / "configs" / "cluster.yaml").write_text("nodes:\n  gpu05: {via: shh}\n")
     assert "cluster.yaml:2" in person.run("submit", "tick", "--node", "gpu05", code=2).stderr
     (person.at / "configs" / "cluster.yaml").unlink()
+
+
+def test_a_command_of_a_stage_reads_its_config(person: Person) -> None:
+    stage = person.at / "configs" / "stages" / "tick.yaml"
+    stage.write_text(stage.read_text().replace("python: tick.py", "command: [tail, -n, '99']"))
+    assert "steps: 7" in person.run("submit", "tick", "--set", "steps=7", "--follow").stdout
+
+
+def test_an_address_that_nobody_knows_is_told_before_it_is_needed(person: Person, tmp_path: Path) -> None:
+    cluster = tmp_path / "cluster.yaml"
+    cluster.write_text(f"notify: [{{slack: HOOK}}, {{command: [cat]}}]\nnodes: {{local: {{via: local, workdir: {tmp_path}/w}}}}\n")
+    person.env["LAUNCH_CLUSTER"] = str(cluster)
+    said = person.run("submit", "--dry-run", "--", "true").stderr
+    assert "slack will not be told: HOOK is not set here, and local does not know it" in said and said.count("told:") == 1
+    environment.write_secrets(tmp_path / "w", {"HOOK": "http://127.0.0.1:9/none"})
+    assert "told:" not in person.run("submit", "--dry-run", "--", "true").stderr
 
 
 def test_a_name_is_taken_only_while_its_job_has_not_ended(person: Person, tmp_path: Path) -> None:

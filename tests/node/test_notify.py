@@ -152,7 +152,8 @@ def test_what_a_lost_supervisor_could_not_tell_the_next_command_has_told(
     assert untold.catch_up(workdir(job)) == []  # begins, detached: HOOK is not known yet
     problem = "discord: the secret HOOK is not known on this node"
     wait_until(lambda: job.run.notified.exists() and problem in job.run.notified.read_text())
-    assert problem in untold.catch_up(workdir(job))[0]
+    assert problem in untold.catch_up(workdir(job))[0] and problem in untold.catch_up(workdir(job), {"discord HOOK"})[0]
+    assert untold.catch_up(workdir(job), {"slack HOOK"}) == []  # it stands in nobody's cluster.yaml any more
     knows(job, HOOK=server.url)
     monkeypatch.setattr(untold, "_AGAIN_S", 0.0)
     wait_until(lambda: untold.catch_up(workdir(job)) is not None and server.heard, 15)
