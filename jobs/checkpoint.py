@@ -29,6 +29,7 @@ from cluster.contract import (
     MANIFEST, MANIFEST_VERSION, BadCheckpoint, checkpoint_name, list_checkpoints,
     sha256_file, verify_checkpoint, write_atomically,
 )
+from jobs.made_with import model_in, other_model
 from jobs.runtime import Job, JobError, WriteFailed
 from jobs.tensorfile import read_into, read_shapes, write_tensors
 from jobs.world import World
@@ -227,12 +228,12 @@ def read_state(path: Path) -> dict[str, Any]:
         raise JobError(f"the checkpoint does not verify: {error}", hint) from None
 
 
-def load_tensors(path: Path, tensors: Tensors, world: World) -> None:
-    """Fill `tensors` in place from a verified checkpoint: rank 0 reads, all others receive.
+def load_tensors(path: Path, tensors: Tensors, world: World, config: Path | None = None) -> None:
+    """Fill `tensors` in place from a verified checkpoint: rank 0 reads, all others receive. `config`: of this attempt.
 
     Raises AgreedError, with the names and shapes, when they are not exactly those of the checkpoint.
     """
-    world.on_main(lambda: check_fit(path, tensors))
+    world.on_main(lambda: check_fit(path, tensors, model=model_in(config) if config else {}))
     for file, named in tensors.items():
         if world.is_main:
             read_into(path / f"{file}.safetensors", named)
@@ -282,8 +283,9 @@ def _receive(tensor: torch.Tensor, world: World) -> None:
         tensor.copy_(moved)
 
 
-def check_fit(path: Path, tensors: Tensors, only: str = "") -> None:
-    """Raises JobError unless names and shapes (of those that begin with `only`) are the same. Headers are read."""
+def check_fit(path: Path, tensors: Tensors, only: str = "", model: Mapping[str, Any] | None = None) -> None:
+    """Raises JobError unless names and shapes (of those that begin with `only`) are the same. Headers are read. With
+    `model`, what the config says of it by dotted key, the error begins with what is another value there."""
     problems: list[str] = []
     for file, named in tensors.items():
         try:
@@ -298,8 +300,11 @@ def check_fit(path: Path, tensors: Tensors, only: str = "") -> None:
             f"{name} {there[name]} there, {here[name]} here"
             for name in sorted(here.keys() & there.keys()) if here[name] != there[name]])
     if problems:
-        raise JobError(f"the checkpoint {path} does not fit this model:\n  " + "\n  ".join(problems),
-                       "resume with the config it was made with")
+        said = f"the checkpoint {path} does not fit this model"
+        other = other_model(path, model) if model else None
+        fix = other.fix if other else "take the `model:` of the config it was made with"
+        first = [f"{other.what}: {fix}", said] if other else [f"{said}: {fix}"]
+        raise JobError("\n  ".join([*first, *problems]), fix)
 
 
 def _some(file: str, what: str, names: list[str]) -> list[str]:

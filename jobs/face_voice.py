@@ -124,15 +124,16 @@ def _parts(config: FaceVoiceRun, data: Data, world: World) -> Parts:
             notes.append(world.all_or_none(lambda people=people, what=what: check_disjoint(
                 everyone.names, people, what, data.allow_overlap)))
         parts = Parts(People(everyone.persons, (*everyone.notes, *filter(None, notes))), val, test, People(()))
-    samples = sum(person.samples for person in parts.train.persons)
-    if samples < config.training.batch:
-        world.all_or_none(lambda: _refuse_batch(config.training.batch, samples))
+    world.all_or_none(lambda: check_filled(config.training.batch, parts.train))
     return parts
 
 
-def _refuse_batch(batch: int, samples: int) -> None:
-    raise JobError(f"training.batch: {batch} pairs, but there are only {samples} to train on: every batch would hold "
-                   "some of them twice", "lower training.batch; it is never changed by itself")
+def check_filled(batch: int, train: People) -> None:
+    """Raises JobError: a batch would hold a pair twice."""
+    samples = sum(person.samples for person in train.persons)
+    if samples < batch:
+        raise JobError(f"training.batch: {batch} pairs, but there are only {samples} to train on: every batch would "
+                       "hold some of them twice", f"--set training.batch={1 << samples.bit_length() - 1}")
 
 
 def eval_clip(config: FaceVoiceRun) -> Any:

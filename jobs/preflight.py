@@ -22,7 +22,7 @@ from typing import Any
 from configs.errors import ConfigError
 from configs.load import read_run
 from configs.schema import SCHEMAS
-from jobs.preflight_data import LATER, Defect, look_at_clips, look_at_people, look_at_samples
+from jobs.preflight_data import LATER, Defect, look_at_clips, look_at_pairs, look_at_people, look_at_samples
 from jobs.preflight_env import Found, cuda, load, missing_packages, torchvision
 from jobs.runtime import JobError
 from jobs.start import find_list, find_path
@@ -90,7 +90,9 @@ def look(schema: str, config: Path, gpus: int = 0, ranks: int = 1, resume: Path 
     report.found += cuda(gpus, imports and not report.found) if gpus else []
     loaded = imports and not report.found
     report.found += [*updates(run, ranks), *_data(run, loaded), *past_the_end(run, resume), *_writable(run)]
-    if loaded:
+    if loaded and schema == "face-voice" and not any(one.check == "samples" for one in report.found):
+        report.found += _filled(run)
+    if loaded and (resume is None or (resume / "state.json").is_file()):  # else that is told, and all there is to say
         _look_at_weights(report, schema, run, resume)
     report.seconds = round(time.monotonic() - began - sum(report.imports.values()), 3)
     return report
@@ -129,6 +131,15 @@ def updates(run: Any, ranks: int) -> Iterator[Found]:
     if batch is not None and batch % ranks:
         yield Found("updates", "error", f"a batch of {batch} cannot be divided over {ranks} ranks", "training.batch",
                     "each rank takes an equal part", f"--set training.batch={batch // ranks * ranks or ranks}")
+
+
+def _filled(run: Any) -> Iterator[Found]:
+    """Whether there are as many pairs of face and voice as a batch takes."""
+    try:
+        look_at_pairs(run.data, run.training.batch)
+    except JobError as error:
+        yield Found("updates", "error", error.what, "data", "the job would end before its first step",
+                    error.hint or "bring more people")
 
 
 def past_the_end(run: Any, resume: Path | None) -> Iterator[Found]:

@@ -16,7 +16,8 @@ from PIL import Image, UnidentifiedImageError
 from jobs.runtime import JobError
 
 if TYPE_CHECKING:
-    from configs.face_voice import Source
+    from configs.face_voice import Data, Procedural, Source
+    from jobs.data.pairs import Person
 
 DRAWN = 6  # besides the first and the last
 LATER = "${"  # in the path of what another job is still to make
@@ -120,6 +121,24 @@ def look_at_people(source: Source) -> list[Defect]:
 
     return [defect for person in drawn(find_people(with_found_source(source)).persons)
             for defect in (_decoded(person.faces[0]), _sound(person.voices[0])) if defect]
+
+
+def look_at_pairs(data: Data, batch: int) -> None:
+    """Of people that can all be read. Raises JobError: their split leaves fewer pairs to train on than one batch."""
+    from jobs.data.pairs import People, find_people, split
+    from jobs.face_voice import check_filled, with_found_source
+
+    people = People(_procedural(data.procedural)) if data.procedural else find_people(with_found_source(data))
+    check_filled(batch, people if data.val else split(people, data.split).train)
+
+
+def _procedural(how: Procedural) -> tuple[Person, ...]:
+    """As they will be made."""
+    from jobs.data.identities import media_of, name_of
+    from jobs.data.pairs import Person
+
+    return tuple(Person(name_of(number), *media_of(Path(name_of(number)), how.media))
+                 for number in range(how.identities))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

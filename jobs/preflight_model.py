@@ -8,13 +8,11 @@ from typing import Any
 
 import msgspec
 
-from configs.errors import ConfigError
-from configs.load import read_run
-from configs.schema import SCHEMAS
 from jobs.checkpoint import STATE, check_fit, check_identity
+from jobs.made_with import leaves
 from jobs.preflight_data import LATER
 from jobs.preflight_env import Found
-from jobs.preflight_networks import STAGES, Looked, Networks, changes, rigs_seen, with_towers
+from jobs.preflight_networks import STAGES, Looked, Networks, rigs_seen, with_towers
 
 _TRAINED_BYTES = 16  # in fp32: the weight, its gradient, AdamW's two moments
 _ONE = re.compile(r"[0-9a-f]{64}")  # the fingerprint of one rig
@@ -34,7 +32,8 @@ def look(schema: str, run: Any, resume: Path | None) -> Looked:
         looked.found.append(Found("updates", "error", "no parameter has a gradient", "model",
                                   "nothing would be learned", "unfreeze a part of it"))
     if resume is not None and networks.trains:
-        looked.sure("resume", lambda: check_fit(resume, networks.tensors()), lambda: _other_sizes(schema, run, resume))
+        model = leaves(msgspec.to_builtins(getattr(run, "model", {})), "model")
+        looked.sure("resume", lambda: check_fit(resume, networks.tensors(), model=model))
         of_data = schema in ("phase1", "phase3")
         looked.sure("resume, training.dataset.path" if of_data else "resume",
                     lambda: _same_identity(schema, run, resume, networks), check="rig")
@@ -46,25 +45,6 @@ def _comes_later(run: Any, key: str) -> bool:
     for name in key.split("."):
         run = getattr(run, name, None)
     return isinstance(run, str) and LATER in run
-
-
-def _other_sizes(schema: str, run: Any, resume: Path) -> str:
-    """Which keys of `model:` are others in the run that wrote the checkpoint."""
-    path = resume.parent.parent / "config.yaml"
-    try:
-        before = read_run(path, SCHEMAS[schema]) if path.is_file() else None
-    except ConfigError:
-        return ""
-    if not hasattr(before, "model"):
-        return ""
-    here, there = (_leaves(msgspec.to_builtins(one.model), "model") for one in (run, before))
-    return changes({key: (here[key], there[key]) for key in here.keys() & there.keys()})
-
-
-def _leaves(value: Any, key: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {key: value}
-    return {name: leaf for word, below in value.items() for name, leaf in _leaves(below, f"{key}.{word}").items()}
 
 
 # --- what a resume must share -------------------------------------------------------------------------------

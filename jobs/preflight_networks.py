@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from jobs.checkpoint import check_module, weights_of
+from jobs.made_with import Differs, differing
 from jobs.optimizer import fresh_moments
 from jobs.preflight_data import drawn
 from jobs.preflight_env import Found
@@ -57,23 +58,18 @@ class Looked:
     found: list[Found] = field(default_factory=list)
     networks: Networks | None = None
 
-    def sure(self, key: str, look: Callable[[], T], fix: Callable[[], str] = str,
+    def sure(self, key: str, look: Callable[[], T], differs: Callable[[], Differs | None] = lambda: None,
              check: str = "checkpoint") -> T | None:
-        """What `look` gives; what it raises is a finding. `fix` knows better than its hint, or says nothing."""
+        """What `look` gives; what it raises is a finding. `differs` knows which keys, or says nothing."""
         try:
             return look()
         except (JobError, ValueError) as error:  # WeightsError, UNetError and PipelineError are of the second kind
             what, hint = (error.what, error.hint) if isinstance(error, JobError) else (str(error), None)
-            self.found.append(Found(check, "error", what, key, "the job would end before its first step",
-                                    fix() or hint or _MODEL_FIX))
+            fix = hint or _MODEL_FIX
+            if other := differs():
+                what, fix = f"{other.what}: {other.fix}\n  {what}", other.fix
+            self.found.append(Found(check, "error", what, key, "the job would end before its first step", fix))
         return None
-
-
-def changes(values: dict[str, tuple[Any, Any]]) -> str:
-    """key -> (here, there); empty: they are the same."""
-    other = {key: both for key, both in sorted(values.items()) if both[0] != both[1]}
-    words = "; ".join(f"{key} is {here} here and {there} there" for key, (here, there) in other.items())
-    return words and f"{words}: {' '.join(f'--set {key}={there}' for key, (_, there) in other.items())}"
 
 
 def rigs_seen(run: Any) -> dict[str, Rig]:
@@ -119,19 +115,19 @@ def _check_gslrm(model: nn.Module, path: Path) -> None:
         model.load_upstream(path)
 
 
-def _gslrm_sizes(model: Any, path: Path) -> str:
+def _gslrm_sizes(model: Any, path: Path, key: str = "model") -> Differs | None:
     """Which key of `model:` is another one in the weights, by their names and shapes."""
     try:
         named = read_safetensors(path / "model.safetensors") if path.is_dir() else read_weights(path)
     except (OSError, SafetensorError, WeightsError):
-        return ""
+        return None
     named = {name.removeprefix("gslrm."): tensor for name, tensor in named.items()}
     embedder, layers = named.get("patch_embedder.1.weight"), [
         int(name.split(".")[1]) for name in named if name.startswith("transformer_layers.")]
     there = {"n_layer": max(layers) + 1} if layers else {}
     if embedder is not None and embedder.dim() == 2:
         there |= {"d": embedder.shape[0], "patch_size": int((embedder.shape[1] / 9) ** 0.5)}
-    return changes({f"model.{key}": (getattr(model, key), value) for key, value in there.items()})
+    return differing({f"{key}.{name}": (getattr(model, name), value) for name, value in there.items()})
 
 
 def _phase1(run: Any, resume: Path | None, looked: Looked) -> Networks | None:
@@ -334,7 +330,7 @@ def _reconstructor(run: Any, looked: Looked) -> nn.Module | None:
     with torch.device("meta"):
         model = network(sizes)
         looked.sure(key, lambda: _check_gslrm(model, path),
-                    lambda: f"give its sizes: reconstructor.model. {_gslrm_sizes(sizes, path)}")
+                    lambda: _gslrm_sizes(sizes, path, "reconstructor.model"))
     return model
 
 

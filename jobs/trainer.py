@@ -106,7 +106,7 @@ class Trainer:
 
     def _resume(self, path: Path) -> None:
         state = self.world.on_main(lambda: self._read_state(path))
-        checkpoint.load_tensors(path, self._tensors(), self.world)
+        checkpoint.load_tensors(path, self._tensors(), self.world, self.job.attempt.config)
         self.progress = Progress(**state["progress"])
         self.metrics.say(f"resumed from {path} at step {self.progress.step}")
         here = self._surroundings()

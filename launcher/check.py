@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import ClusterError, Explained, Unreachable
 from cluster.inventory import Node
+from launcher import check_again, check_once
 from launcher.errors import LaunchError, Refused, Wrong
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def question(plan: Plan, paths: Paths, request: Request, resume: str) -> dict[st
         return None
     port = plan.spec.env.get("MASTER_PORT", "")
     total = _value(plan.run.data, _TOTAL)
-    return {"stage": plan.spec.stage, "node": request.node, "inputs": {key: paths.values[key] for key in paths.inputs},
+    return {"again": check_again.words(request), "node": request.node,
+            "inputs": {key: paths.values[key] for key in paths.inputs},
             "skips_bad": "skip" in [_value(plan.run.data, key) for key in _ON_BAD], "resume": resume,
             "total": total if isinstance(total, int) else None, "ports": [int(port)] if port.isdecimal() else []}
 
@@ -48,14 +50,15 @@ def _value(data: Any, key: Sequence[str]) -> Any:
     return data
 
 
-def refuse(found: Iterable[dict[str, Any]], node: Node) -> tuple[str, ...]:
+def refuse(found: Iterable[dict[str, Any]], node: Node, request: Request) -> tuple[str, ...]:
     """Raises Refused for the errors of the quick tier -> its warnings, in words."""
     found = list(found)
     if errors := [one for one in found if one["severity"] == "error"]:
         first, more = errors[0], len(errors) - 1
-        also = f"; and {more} more: launch check says all" if more else ""
+        also = f"; and {more} more" if more else ""
+        every = f"\n  all of them: {check_again.check(request)}" if more else ""
         raise Refused(f"{first['where']}: {first['what']}{also}", node.name,
-                      f"{first['why']}\n  {first['fix']}\n  --no-check submits it all the same")
+                      f"{first['why']}\n  {first['fix']}{every}\n  --no-check submits it all the same")
     return tuple(f"warning: {one['where']}: {one['what']}" for one in found if one["severity"] == "warning")
 
 
@@ -132,7 +135,7 @@ def look_at(index: Index, request: Request, deep: bool) -> tuple[Checked, Draft 
         return result, None
     answered = time.time()
     judged = [*_judged(ready, request, began, answered), *(_of_others(ready, request, sure) if ready.others else ())]
-    result.found = _once([*sure.found, *judged])
+    result.found = check_once.of_submit([*sure.found, *judged])
     result.estimate = submit.estimates.told(ready.spec.cost, ready.known)
     result.seconds["quick"] = round(answered - began, 3)
     if deep:
@@ -141,22 +144,16 @@ def look_at(index: Index, request: Request, deep: bool) -> tuple[Checked, Draft 
     return result, ready
 
 
-def _once(found: list[Found]) -> list[Found]:
-    """A path that is not there is told by the submit's own checks and by the quick tier."""
-    gone = {one.where for one in found if one.check == "inputs"}
-    return [one for one in found if one.check != "submit" or not any(one.what.startswith(f"{key}:") for key in gone)]
-
-
 def _look_deep(ready: Draft, result: Checked) -> None:
     from launcher.reconcile import backend_of
     from launcher.submit import packed
 
     began = time.time()
-    resume = ready.spec.resume if ready.spec.resume.startswith("/") else ""
+    gone = any("resume" in check_once.keys(one) for one in result.found if one.severity == "error")
+    resume = ready.spec.resume if ready.spec.resume.startswith("/") and not gone else ""
     with packed(None if ready.have_code else ready.code) as payload:
         said = backend_of(ready.node).check(ready.spec, ready.config, payload, resume)
-    told = {(one.check, one.where) for one in result.found if one.severity == "error"}  # by the quick tier
-    result.found = [*result.found, *(one for one in _founds(said["found"]) if (one.check, one.where) not in told)]
+    result.found += check_once.not_told(_founds(said["found"]), result.found)
     result.imports = said["imports"]
     result.seconds["deep"] = round(time.time() - began - sum(said["imports"].values()), 3)
 
@@ -176,7 +173,7 @@ def _of_others(ready: Draft, request: Request, sure: Sure) -> Iterator[Found]:
     plan = stages.plan(request, ready.node)
     paths = stages.NO_PATHS
     if plan.run and plan.stage:
-        paths = stages.paths_of(plan.run, plan.stage, ready.node, request.start)
+        paths = stages.paths_of(plan.run, plan.stage, ready.node, request.start, told=True)
     asked = question(plan, paths, request, ready.spec.resume if ready.spec.resume.startswith("/") else "")
     ahead = {}
     for node in (ready.node, *ready.others):
@@ -232,9 +229,8 @@ def _estimated(ready: Draft, request: Request) -> Iterator[Found]:
     spec, need = ready.spec, estimates.expected_of(ready.spec.cost, ready.known)
     if need is None:
         if spec.cost is not None:
-            again = f"launch submit {spec.stage} --node {request.node} --dry-run --calibrate"
             yield Found("estimate", "info", "time, disk and GPU memory are not measured yet", ready.node.name,
-                        "nothing like it has run there", again)
+                        "nothing like it has run there", check_again.calibrate(request))
         return
     free = ready.known.free_bytes
     if need.disk_bytes > _FULL * free:
@@ -288,8 +284,9 @@ def told(found: Iterable[Found]) -> list[str]:
 
     lines = []
     for one in found:
-        lines += [f"{one.severity:8}{one.check:13}{visible(one.where)}: {visible(one.what)}",
-                  *(f"{'':21}{visible(text)}" for text in (one.why, one.fix))]
+        what, *details = one.what.splitlines()
+        lines += [f"{one.severity:8}{one.check:13}{visible(one.where)}: {visible(what)}",
+                  *(f"{'':21}{visible(text.strip())}" for text in (one.why, one.fix, *details))]
     return lines
 
 
@@ -302,4 +299,5 @@ def _summary(found: Checked) -> Iterator[str]:
     counts = {word: sum(one.severity == word for one in found.found) for word in ("error", "warning")}
     said = ", ".join(f"{count} {word}{'s' * (count > 1)}" for word, count in counts.items() if count)
     took = ", ".join(f"{tier} {seconds:.2f} s" for tier, seconds in found.seconds.items())
-    yield f"{found.stage} on {found.node}: {said or 'nothing is in its way'}" + (f" ({took})" if took else "")
+    well = "nothing is in its way" if "deep" in found.seconds else "nothing that --quick looks at is in its way"
+    yield f"{found.stage} on {found.node}: {said or well}" + (f" ({took})" if took else "")

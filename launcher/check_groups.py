@@ -90,6 +90,8 @@ def as_text(found: check.Checked | CheckedGroup) -> str:
         return check.as_text(found)
     parts = [f"{label}\n{check.as_text(one)}" for label, one in found.members.items()]
     wrong = sum(one.bad for one in found.members.values()) + bool(found.found)
-    said = f"{wrong} of them cannot begin" if wrong else "nothing is in their way"
+    deep = all("deep" in one.seconds for one in found.members.values())
+    well = "nothing is in their way" if deep else "nothing that --quick looks at is in their way"
+    said = f"{wrong} of them cannot begin" if wrong else well
     return "\n\n".join([*parts, "\n".join([*check.told(found.found), f"{found.kind} {found.stage}, "
                                            f"{len(found.members)} jobs: {said}"])])

@@ -273,28 +273,44 @@ class Paths:
 NO_PATHS = Paths({}, {}, ())
 
 
-def paths_of(run: Resolved, stage: Stage, node: Node, start: Path) -> Paths:
+def check_data(run: Resolved, node: Node) -> None:
+    """Raises Wrong when a path of the run file is relative and the node has no `data:`."""
+    if lost := _without_place(run, node):
+        raise Wrong(f"{', '.join(lost)}: relative, and the node has no `data:` directory to look in", node.name,
+                    f"add `data:` to its entry in cluster.yaml, or --set {lost[0]}=/path/on/{node.name}")
+
+
+def _without_place(run: Resolved, node: Node) -> list[str]:
+    from configs.load import look_up
+
+    return [key for key in run.path_keys if node.data is None and key not in run.set_path_keys
+            and not look_up(run.data, tuple(key.split("."))).startswith(("/", "~"))]
+
+
+def paths_of(run: Resolved, stage: Stage, node: Node, start: Path, told: bool = False) -> Paths:
     """A relative path of a run file is below the node's `data:`, one of a --set below the current directory.
 
-    Raises Wrong when the node has no `data:`.
+    Raises Wrong when the node has no `data:`; `told`: that is known, and such paths are left out.
     """
     from configs.load import look_up
 
+    if not told:
+        check_data(run, node)
+    lost = _without_place(run, node)
     values: dict[str, str] = {}
     from_here: dict[str, Path] = {}
     for key in run.path_keys:
         value = look_up(run.data, tuple(key.split(".")))
+        if key in lost:
+            continue
         if value.startswith(("/", "~")):
             values[key] = value
         elif key in run.set_path_keys:
             values[key] = os.path.normpath(start / value)
             from_here[key] = nearest_existing(Path(values[key]))
-        elif node.data is None:
-            raise Wrong(f"{key} = {value!r} is relative, and the node has no `data:` directory to look in",
-                        node.name, f"add `data:` to its entry in cluster.yaml, or --set {key}=/absolute/path")
         else:
-            values[key] = os.path.join(node.data, value)
-    return Paths(values, from_here, run.path_keys if stage.spec.schema else (), run.source)
+            values[key] = os.path.join(str(node.data), value)
+    return Paths(values, from_here, tuple(values) if stage.spec.schema else (), run.source)
 
 
 def nearest_existing(path: Path) -> Path:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ANY_S = 5.0  # `--node any`: who has not answered by then is passed over
 PEERS_S = 30.0
 AT_ONCE_S = 60.0  # clocks differ, and SLURM looks at its queue now and then
+_CHECKPOINTS = "launch show JOB lists the checkpoints of a job; --resume never begins anew"
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # nothing that is mistaken for something else
 
 
@@ -79,15 +80,15 @@ def draft(index: Index, request: stages.Request) -> Draft:
 def examined(index: Index, request: stages.Request, sure: check.Sure) -> Draft:
     """`draft` for `launch check`: what is wrong with it goes to `sure`, which may go on all the same."""
     stages.check_request(request)
-    return _draft_on(targets.resolve(request.node, request.start), request, _resume_of(index, request), _Trees(),
-                     sure=sure)
+    resume = sure(_resume_of, index, request) or _Resume("never")
+    return _draft_on(targets.resolve(request.node, request.start), request, resume, _Trees(), sure=sure)
 
 
 def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, trees: _Trees,
               now: bool = False, sure: check.Sure = check.at_once) -> Draft:
     """The job on one node; `now`: raises Refused unless it could begin at once. `sure` calls each check."""
-    node = target.node
-    resume = _resume_on(resume, node, request)
+    node, given = target.node, request
+    resume = sure(_resume_on, resume, node, request) or _Resume("never")
     here = {option: stages.nearest_existing(Path(path))
             for option, path in (("--resume", resume.from_here), ("--cwd", _cwd_from_here(request))) if path}
     request = replace(request, resume=resume.value, cwd=_cwd_from_here(request) or request.cwd)
@@ -95,7 +96,8 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
     code = trees.take(plan)
     paths = stages.NO_PATHS
     if plan.run and plan.stage:
-        paths = stages.paths_of(plan.run, plan.stage, node, request.start)
+        sure(stages.check_data, plan.run, node)
+        paths = stages.paths_of(plan.run, plan.stage, node, request.start, told=True)
     absolute = [resume.value] if resume.value.startswith("/") else []
     spec = replace(targets.aimed(plan.spec, target), id=new_id(plan.spec.stage), token=os.urandom(16).hex(),
                    submitted_at=time.time(), submitted_by=whoami(), code=code.code if code else plan.spec.code)
@@ -108,7 +110,7 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
             python=spec.python, cwd=spec.cwd if request.cwd else None, slurm=slurm,
             busy=("shared" if spec.gpu_share else "alone") if now or sure is not check.at_once else "",
             cost=estimates.question(plan, volume, paths), force=request.force,
-            check=check.question(plan, paths, request, resume.value if absolute else ""),
+            check=check.question(plan, paths, given, resume.value if absolute else ""),
             secrets=[tell.secret for tell in spec.notify if tell.secret and not os.environ.get(tell.secret)])
 
     prepared = sure(asked, spec if spec.slurm else None) or asked(None)  # a job that SLURM refuses may lack more
@@ -118,7 +120,7 @@ def _draft_on(target: targets.Target, request: stages.Request, resume: _Resume, 
         sure(_check_resume, resume.value, prepared["stats"], node)
     sure(stages.check_paths, paths, prepared["stats"], node)
     sure(check_prepared, spec, prepared, node)
-    warnings = sure(check.refuse, prepared.get("found", ()), node) or ()
+    warnings = sure(check.refuse, prepared.get("found", ()), node, given) or ()
     if target.peers:
         sure(_check_peers, spec, target)
         spec = sure(team.checked, spec, node, target.peers) or spec
@@ -144,7 +146,7 @@ def _unheard(spec: JobSpec, prepared: dict[str, Any], node: Node) -> list[str]:
 
 def _check_resume(path: str, stats: dict[str, Any], node: Node) -> None:
     if stats.get(path) is None:
-        raise Wrong(f"--resume: there is no {path} on this node", node.name)
+        raise Wrong(f"--resume: there is no {path} on this node", node.name, _CHECKPOINTS)
 
 
 def _first_that_can(request: stages.Request, resume: _Resume) -> Draft:
@@ -357,7 +359,8 @@ def _newest_checkpoint(job: Job, request: stages.Request) -> str:
     shown = reconcile.backend_of(node_named(job.node, request.start)).show(job.run_dir)
     good = [found["name"] for found in shown["checkpoints"] if found["verified"] is not False]
     if not good:
-        raise Refused(f"--resume {request.resume}: {job.id} has no checkpoint", job.node)
+        raise Refused(f"--resume {request.resume}: {job.id} has no checkpoint", job.node,
+                      f"--resume never begins anew; launch logs {job.id} says why it wrote none")
     return f"{job.run_dir}/checkpoints/{good[0]}"
 
 

@@ -155,6 +155,7 @@ def _read(path: str | os.PathLike[str]) -> object:
         why = error.strerror or error
         raise WeightsError(f"weights {path}: cannot be read ({why}); check the path") from error
     except _UNREADABLE as error:
-        why = str(error).partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"weights {path}: not a torch file of plain tensors, or cut short ({why}); copy "
+        said = str(error) if isinstance(error, RuntimeError) else ""  # the others advise to run what is in it
+        why = f" ({said.splitlines()[0]})" if said else ""
+        raise WeightsError(f"weights {path}: not a torch file of plain tensors, or cut short{why}; copy "
                            "or download it again") from error

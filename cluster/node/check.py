@@ -38,7 +38,7 @@ class Found:
 class Asked:
     """What a client wants to know of a run. `inputs`: dotted key -> path on the node."""
 
-    stage: str
+    again: tuple[str, ...]  # the words after `launch check` that ask the same: the stage and its options
     node: str
     inputs: Mapping[str, str]
     skips_bad: bool = False  # bad samples are left out
@@ -48,12 +48,23 @@ class Asked:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Asked:
-        return cls(**{**raw, "ports": tuple(raw["ports"])})
+        return cls(**{**raw, "again": tuple(raw["again"]), "ports": tuple(raw["ports"])})
 
-    def set(self, *changes: str) -> str:
-        """The command that looks again with other values."""
-        more = [word for change in changes for word in ("--set", change)]
-        return shlex.join(["launch", "check", self.stage, "--node", self.node, *more])
+    def set(self, key: str, value: object) -> str:
+        """The command that looks again with another value."""
+        return self._but("--set", f"{key}=", f"{key}={value}")
+
+    def changed(self, key: str, value: object) -> str:
+        """The same for what may be the checkpoint to resume from, which is no key of the config."""
+        return self._but("--resume", "", str(value)) if key == "resume" else self.set(key, value)
+
+    def _but(self, option: str, old: str, new: str) -> str:
+        """The same words with `option new`, in place of an `option` that begins with `old`."""
+        pairs = list(zip(self.again, (*self.again[1:], "")))
+        gone = {at for number, (word, value) in enumerate(pairs) if word == option and value.startswith(old)
+                for at in (number, number + 1)}
+        words = [word for number, word in enumerate(self.again) if number not in gone]
+        return shlex.join(["launch", "check", *words, option, new])
 
 
 def quick(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -74,7 +85,7 @@ def _inputs(asked: Asked) -> Iterator[Found]:
         path = Path(given).expanduser()
         if not path.exists():
             yield Found("inputs", "error", f"there is no {path}", key, "the job cannot begin without it",
-                        asked.set(f"{key}=/path/on/{asked.node}"))
+                        asked.set(key, f"/path/on/{asked.node}"))
         elif not os.access(path, os.R_OK):
             yield Found("inputs", "error", f"{path} cannot be read", key, "the job runs as you, and you may not",
                         f"chmod u+r {shlex.quote(str(path))}, or ask its owner")
@@ -90,7 +101,7 @@ def _list(asked: Asked, key: str, path: Path) -> Iterator[Found]:
         names, missing, looked = check_files.look_at_list(path)
     except check_files.Unsound as error:
         yield Found("lists", "error", str(error), key, "its lines are the samples",
-                    asked.set(f"{key}=/path/to/list.txt"))
+                    asked.set(key, "/path/to/list.txt"))
         return
     if not missing:
         return
@@ -109,7 +120,7 @@ def _weights(asked: Asked, key: str, path: Path) -> Iterator[Found]:
         check_files.check_weights(path)
     except check_files.Unsound as error:
         yield Found("checkpoint", "error", str(error), key, "its weights could not be loaded, or not all of them",
-                    asked.set(f"{key}=/path/to/a/whole/checkpoint"))
+                    asked.changed(key, "/path/to/a/whole/checkpoint"))
 
 
 # --- rigs ---------------------------------------------------------------------------------------------------
@@ -140,7 +151,8 @@ def _rigs(asked: Asked) -> Iterator[Found]:
             if trained and trained != views:
                 yield Found("rig", "error" if key == "resume" else "warning",
                             f"{known[key]} makes {trained} views, the samples have {views}", key,
-                            "there is a prompt and a place in the network for each view", asked.set(f"{key}=…"))
+                            "there is a prompt and a place in the network for each view",
+                            asked.changed(key, f"/path/to/one/of/{views}/views"))
 
 
 _TEXT_ENCODERS = {768: "CLIP ViT-L/14, of Stable Diffusion 1.5", 1024: "OpenCLIP ViT-H/14, of Stable Diffusion 2.1"}
@@ -169,10 +181,10 @@ def _resume(asked: Asked) -> Iterator[Found]:
     path = Path(asked.resume)
     if not asked.resume or not path.exists():  # submit itself refuses one that is not there
         return
-    yield from _weights(asked, "--resume", path)
+    yield from _weights(asked, "resume", path)
     step = check_files.step_of(path)
     if step is not None and asked.total is not None and step >= asked.total:
-        yield past_the_end(str(path), step, asked.total, asked.set(f"training.max_steps={step + asked.total}"))
+        yield past_the_end(str(path), step, asked.total, asked.set("training.max_steps", step + asked.total))
 
 
 def past_the_end(path: str, step: int, total: int, fix: str) -> Found:

@@ -33,7 +33,7 @@ KEPT = "preflight.json"
 _MODULE = Path("jobs") / "preflight.py"
 _TIGHT = 0.95  # of a GPU's memory
 _FULL = 0.8  # of what is free on the disk
-_MEASURE = "launch submit … --dry-run --calibrate measures it"
+_MEASURE = "submit it with --dry-run --calibrate: that measures it"
 _TAIL = 3  # lines of what it said at its end
 
 

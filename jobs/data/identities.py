@@ -88,24 +88,30 @@ def make(out: Path, identities: int, media: int, size: int, rate: int, seed: int
     with new_data_set(out, wanted) as directory:
         if directory is not None:
             for person in range(identities):
-                _write(directory / _name(person), latents(seed, person), media, size, rate, seed, person)
-            rows = [f"{_name(person)}\t{'f' if latents(seed, person)[0] > 0.5 else 'm'}\n"
+                _write(directory / name_of(person), latents(seed, person), media, size, rate, seed, person)
+            rows = [f"{name_of(person)}\t{'f' if latents(seed, person)[0] > 0.5 else 'm'}\n"
                     for person in range(identities)]
             (directory / GENDERS).write_text("identity\tgender\n" + "".join(rows))
     return directory is not None
 
 
-def _name(person: int) -> str:
+def name_of(person: int) -> str:
     return f"id{person + 1:05d}"
+
+
+def media_of(folder: Path, media: int) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """The faces and the voices of one person."""
+    return (tuple(folder / "faces" / f"{number:03d}.png" for number in range(media)),
+            tuple(folder / "voices" / f"{number:03d}.wav" for number in range(media)))
 
 
 def _write(folder: Path, who: tuple[float, float], media: int, size: int, rate: int, seed: int, person: int) -> None:
     for kind in ("faces", "voices"):
         (folder / kind).mkdir(parents=True)
-    for number in range(media):
+    for number, (face, voice) in enumerate(zip(*media_of(folder, media))):
         random = np.random.default_rng(mixed_seed("media", seed, person, number))
-        Image.fromarray(make_face(who, size, random)).save(folder / "faces" / f"{number:03d}.png")
-        soundfile.write(folder / "voices" / f"{number:03d}.wav", make_voice(who, rate, random), rate, "PCM_16")
+        Image.fromarray(make_face(who, size, random)).save(face)
+        soundfile.write(voice, make_voice(who, rate, random), rate, "PCM_16")
 
 
 def add(verbs: argparse._SubParsersAction) -> None:

@@ -116,6 +116,8 @@ def test_a_checkpoint_beyond_the_end(run: Callable[..., Path], tmp_path: Path) -
     assert one.check == "resume" and "at step 41 and the run ends at step 40" in one.what
     (tmp_path / "state.json").write_text('{"progress": {"step": 40}}')  # its last evaluation may be missing
     assert look("phase3", run(), resume=tmp_path).found == []
+    gone = only(look("phase3", run(), resume=tmp_path / "none", imports=True).found)  # told once
+    assert gone.check == "resume" and "No such file" in gone.what
 
 
 def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:

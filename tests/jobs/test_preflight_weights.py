@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from cluster.contract import RunDir, list_checkpoints
 from configs.schema import SCHEMAS
 from configs.yaml12 import dump
 from jobs.data import identities, sounds, toy
+from jobs.preflight import _filled
 from jobs.preflight_env import Found
 from jobs.preflight_model import look, needs
 from jobs.preflight_networks import Networks
@@ -65,21 +67,25 @@ def test_another_size_is_named_by_its_key(data: Path, tmp_path: Path, public: bo
     one = only(looked("phase3", other))
     assert (one.check, one.severity, one.where) == ("checkpoint", "error", "init_from")
     assert "transformer_layers.1." in one.what and len(one.what) < 2000
-    assert one.fix.startswith("model.d is 64 here and 32 there; model.n_layer is 2 here and 1 there: --set model.d=32")
+    assert one.fix == "--set model.d=32 --set model.n_layer=1"
+    assert one.what.splitlines()[0] == ("model.d is 64 here and 32 in the weights; model.n_layer is 2 here and 1 in the "
+                                        f"weights: {one.fix}")
 
 
 def test_a_checkpoint_to_resume_from_is_compared_whole(data: Path, tmp_path: Path) -> None:
     """Weights, moments, identity; what differs is told by the run that it lies in."""
     saved = tmp_path / "checkpoints/step-00000008-a000"
     make_reconstructor(saved, mv6(16).fingerprint)
-    (tmp_path / "config.yaml").write_text(dump(phase3(data)))
+    RunDir(tmp_path).attempt(0).path.mkdir(parents=True)
+    RunDir(tmp_path).attempt(0).config.write_text(dump(phase3(data)))
     weights = load_file(saved / "model.safetensors")
     moments = {f"{name}.{key}": torch.zeros_like(tensor) if key != "step" else torch.zeros(())
                for name, tensor in weights.items() for key in ("step", "exp_avg", "exp_avg_sq")}
     save_file(moments, saved / "optimizer.safetensors")
     assert looked("phase3", phase3(data), saved) == []
     one = only(looked("phase3", phase3(data, model={**SIZES, "n_layer": 3}), saved))
-    assert one.where == "resume" and "optimizer:" in one.what and "--set model.n_layer=1" in one.fix
+    assert one.where == "resume" and "optimizer:" in one.what and one.fix == "--set model.n_layer=1"
+    assert one.what.startswith("model.n_layer is 3 here and 1 in the weights: --set model.n_layer=1\n")
     (saved / "state.json").write_text(json.dumps({"identity": {"rig": "a" * 64}}))
     rig = only(looked("phase3", phase3(data), saved))
     assert rig.check == "rig" and f"its rig is {'a' * 64}, this run's is {mv6(16).fingerprint}" in rig.what
@@ -125,6 +131,27 @@ def test_towers_of_a_folder(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "vit/model.safetensors", {"format": "pt"})
     one = only(looked("face-voice", config))
     assert one.where == "model.face.path" and "lacks 1 weights of its vit: embeddings.cls_token" in one.what
+
+
+def test_weights_that_are_something_else(data: Path, tmp_path: Path) -> None:
+    """Nobody is advised to run what is in them."""
+    (tmp_path / "ckpt.pt").write_bytes(b"garbage " * 99)
+    one = only(looked("phase3", phase3(data, init_from=str(tmp_path / "ckpt.pt"))))
+    assert "not a torch file of plain tensors" in one.what and "weights_only" not in one.what
+
+
+def test_a_batch_larger_than_what_there_is_to_train_on(tmp_path: Path) -> None:
+    def told(data: dict[str, Any], batch: int) -> list[Found]:
+        config = small_face_voice.config_of(tmp_path, batch=batch) | {"data": data}
+        return list(_filled(msgspec.convert(config, SCHEMAS["face-voice"])))
+
+    made = {"procedural": {"identities": 24, "media": 2}}
+    one = only(told(made, 4096))
+    pairs = int(re.search(r"only (\d+) to train on", one.what)[1])
+    assert one.severity == "error" and 4 < pairs < 48 and one.fix.startswith("--set training.batch=")
+    identities.make(tmp_path / "made", 24, 2, 16, 8000, 0)  # as the job will
+    there = {"voxceleb": str(tmp_path / "made")}
+    assert f"only {pairs} to" in only(told(there, pairs + 1)).what and told(there, pairs) == told(made, pairs) == []
 
 
 def test_what_is_counted_for_the_memory(data: Path) -> None:

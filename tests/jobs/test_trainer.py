@@ -115,15 +115,18 @@ def test_metrics_of_attempts_merge_without_a_step_twice(alone: World, tmp_path: 
 @pytest.mark.parametrize(("change", "said"), [
     ({}, "is at step 20 already and the run ends at step 20: there is nothing left to train"),
     ({"total": 15}, "is at step 20 already and the run ends at step 15"),
-    ({"total": 30, "width": 48}, "does not fit this model:\n  model: 7 of another shape: net.0.bias [32] there"),
+    ({"total": 30, "width": 48}, "model.width is 48 here and 32 in the weights: --set model.width=32\n  the "),
     ({"total": 30, "rig": "another"}, "its rig is a rig, this run's is another"),
 ])
 def test_a_checkpoint_that_cannot_be_resumed_is_refused(alone: World, tmp_path: Path, change: dict,
                                                         said: str) -> None:
     first = job_in(tmp_path / "run")
     train(first, alone)
+    again = job_in(first.run.path, 1, newest(first))
+    for job, width in ((first, 32), (again, change.get("width", 32))):
+        job.attempt.config.write_text(f"model: {{width: {width}}}\n")
     with pytest.raises(AgreedError) as caught:
-        train(job_in(first.run.path, 1, newest(first)), alone, **change)
+        train(again, alone, **change)
     assert said in str(caught.value) and caught.value.error.exit_code == 2
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,17 @@ import pytest
 
 from cluster.errors import Unusable
 from cluster.inventory import Node
-from cluster.spec import Cost, JobSpec
+from cluster.node.check import Found
 from cluster.node.measured import Measure
+from cluster.spec import Cost, JobSpec
 from configs.yaml12 import dump
 from jobs.data import toy
-from launcher import check, reconcile
+from launcher import check, check_again, check_once, reconcile, targets
+from launcher.commands import check as command_line
+from launcher.commands._common import here
 from launcher.errors import Refused
 from launcher.estimates import Known
+from launcher.index import open_index
 from launcher.stages import Request
 from launcher.submit import Draft
 from tests.launcher.conftest import Person
@@ -28,6 +33,13 @@ FOUND = {"check": "lists", "severity": "error", "what": "it names no sample", "w
 
 def looked(person: Person, *words: str, code: int = 0) -> dict[str, Any]:
     return json.loads(person.run("check", *words, "--json", code=code).stdout)
+
+
+def asked_by(command: str) -> Request:
+    """What a printed `launch check …` asks for."""
+    launch, verb, *words = shlex.split(command)
+    assert (launch, verb) == ("launch", "check")
+    return command_line._request(command_line._parser().parse_args(words))
 
 
 def data_at(person: Person) -> list[str]:
@@ -61,6 +73,9 @@ def test_several_mistakes_are_told_at_once_and_a_submit_is_refused(person: Perso
     found = looked(person, *words, "--quick", "--set", "training.validation.path=/no/list.txt", "--gpus", "7", code=4)
     assert not found["ok"] and {one["check"] for one in found["found"]} == {"submit", "inputs", "lists", "estimate"}
     assert all(one["what"] and one["where"] and one["why"] and one["fix"] for one in found["found"])
+    gone = next(one for one in found["found"] if one["check"] == "inputs")
+    other = [*words[:-1], "training.validation.path=/path/on/local", "--gpus", "7"]  # in place of both that were given
+    assert asked_by(gone["fix"]) == asked_by(shlex.join(["launch", "check", *other]))
     said = person.run("submit", *words, code=4).stderr
     assert victim in said and "--no-check" in said and len(said.splitlines()) <= 6
     person.run("submit", *words, "--no-check", "--dry-run")
@@ -87,10 +102,73 @@ def test_each_stage_of_a_pipeline_and_each_point_of_a_sweep(person: Person) -> N
 def test_the_first_error_refuses_a_submit_and_warnings_are_told() -> None:
     node = Node("gpu05")
     with pytest.raises(Refused, match="a.path: it names no sample; and 1 more") as refused:
-        check.refuse([FOUND, FOUND], node)
+        check.refuse([FOUND, FOUND], node, REQUEST)
     assert refused.value.exit_code == 4 and "--no-check" in str(refused.value)
-    assert check.refuse([FOUND | {"severity": "warning"}, FOUND | {"severity": "info"}], node) == (
+    assert "all of them: launch check phase3 --node gpu05\n" in str(refused.value)
+    assert check.refuse([FOUND | {"severity": "warning"}, FOUND | {"severity": "info"}], node, REQUEST) == (
         "warning: a.path: it names no sample",)
+
+
+@pytest.mark.parametrize("given", [
+    {}, {"node": "lab:low", "nodes": 2, "gpus": 0, "time_s": 86_400.0}, {"share": True, "gpus": 1, "time_s": 90.5},
+    {"config": "my demo.yaml", "resume": "healthy", "sets": ("a.b=it's [1, 2]", "c=${one.best}"), "time_s": 5400.0},
+    {"sweeps": ("a=1,2", "b=x,'y,z'")}])
+def test_a_printed_command_asks_for_the_same(given: dict[str, Any]) -> None:
+    request = Request(here(), stage="phase3", **given)
+    assert asked_by(check_again.check(request)) == request
+    assert asked_by(check_again.calibrate(request).replace(" submit ", " check ")
+                    .removesuffix(" --dry-run --calibrate")) == request
+    [estimate] = check._estimated(drafted(cost=Cost("alike", steps=8)), request)
+    assert estimate.fix == check_again.calibrate(request)
+    assert check_again.words(Request(here(), stage="phase3")) == ("phase3",)
+
+
+def test_a_node_without_data_and_no_such_job_are_findings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The rest is looked at all the same, and the node is asked with the words that it prints again."""
+    asked = []
+
+    class Machine:
+        def __init__(self, node: Node) -> None:
+            pass
+
+        def prepare(self, check: dict[str, Any], **_: Any) -> dict[str, Any]:
+            asked.append(check)
+            return {"now": time.time(), "home": "/home/me", "found": [FOUND], "gpus": [], "stats": {}}
+
+    monkeypatch.setattr(reconcile, "backend_of", Machine)
+    monkeypatch.setattr(targets, "resolve", lambda *_: targets.Target(Node("gpu05", data=None)))
+    request = replace(REQUEST, start=tmp_path, config="demo", gpus=2, resume="nobody")
+    with open_index(tmp_path / "index") as index:
+        result, _ = check.look_at(index, request, deep=False)
+    told = {one.check: one.what for one in result.found}
+    said = [one.what for one in result.found if one.check == "submit"]
+    assert any(text.startswith("training.dataset.path, training.validation.path: relative") for text in said)
+    assert any("no such job" in text for text in said) and any("2 GPUs" in text for text in said) and "lists" in told
+    assert asked[-1]["again"] == ("phase3", "--node", "gpu05", "--gpus", "2", "--config", "demo", "--resume", "nobody")
+
+
+def test_one_problem_is_one_finding() -> None:
+    def found(what: str, check: str, where: str) -> Found:
+        return Found(check, "error", what, where, "", "")
+
+    gone, list_gone = found("there is no /x", "inputs", "init_from"), found("there is no /l", "inputs", "a.path")
+    some = found("1 of 3 samples looked at (of 3) have no opencv_cameras.json: s1", "lists", "b.path: /b.txt")
+    resume = found("--resume: there is no /none on this node", "submit", "gpu05")
+    sees = found("a.path: there is no /l on this node", "submit", "gpu05")
+    quick = check_once.of_submit([sees, resume, gone, list_gone, some])
+    assert quick == [resume, gone, list_gone, some]
+    other = [found("s10: no picture", "samples", "b.path"), found("no gradient", "updates", "model"),
+             found("n_layer", "checkpoint", "pretrained")]
+    again = [found("/l: No such file", "samples", "a.path"), found("cannot be read", "checkpoint", "init_from"),
+             found("s1: no cameras", "samples", "b.path"), found("no such", "checkpoint", "resume")]
+    assert check_once.not_told([*again, *other], quick) == other
+
+
+def test_details_come_after_what_to_do() -> None:
+    one = Found("checkpoint", "error", "n is 5 here and 4 there: --set n=4\nmodel: 12 only here", "resume", "why", "fix")
+    assert [line.strip() for line in check.told([one])][1:] == ["why", "fix", "model: 12 only here"]
+    quick = check.Checked("phase3", "gpu05", seconds={"quick": 0.1})
+    assert "nothing that --quick looks at is in its way" in check.as_text(quick)
 
 
 def test_every_machine_of_a_job_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cluster.contract import RunDir
 from cluster.events import Reason
-from cluster.node import check_deep
+from cluster.node import check_deep, preflight
 from cluster.node.check import quick
 from cluster.node.check_deep import Program
 from cluster.node.gpus import Gpu
@@ -35,7 +35,7 @@ print((here / "says").read_text())
 
 
 def ask(inputs: dict[str, Path], **more: Any) -> list[dict[str, Any]]:
-    return quick({"stage": "phase3", "node": "gpu05", "inputs": {key: str(path) for key, path in inputs.items()},
+    return quick({"again": ["phase3", "--node", "gpu05"], "node": "gpu05", "inputs": {key: str(path) for key, path in inputs.items()},
                   "skips_bad": False, "resume": "", "total": None, "ports": [], **more})
 
 
@@ -83,7 +83,10 @@ def test_a_path_that_is_not_there_and_a_list_of_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     gone, empty = ask({"init_from": tmp_path / "gone", TRAIN: tmp_path / "empty.txt"})
     assert (gone["check"], gone["severity"], gone["where"]) == ("inputs", "error", "init_from")
-    assert gone["fix"].startswith("launch check phase3 --node gpu05 --set init_from=")
+    assert gone["fix"] == "launch check phase3 --node gpu05 --set init_from=/path/on/gpu05"
+    words = ["phase3", "--config", "my demo", "--set", "init_from=/no", "--resume", "healthy"]
+    again = only(ask({"init_from": tmp_path / "gone"}, again=words))["fix"]  # all that was given, and in its place
+    assert again == "launch check phase3 --config 'my demo' --resume healthy --set init_from=/path/on/gpu05"
     assert empty["check"] == "lists" and "names no sample" in empty["what"]
 
 
@@ -156,6 +159,13 @@ def test_prompts_of_another_text_encoder(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_past_the_end(tmp_path: Path) -> None:
     one = only(ask({}, resume=str(checkpoint(tmp_path / "step-00000500-a000", 500)), total=500))
     assert one["check"] == "resume" and "--set training.max_steps=1000" in one["fix"]
+
+
+def test_what_an_attempt_ends_with_has_the_fix_in_its_first_line() -> None:
+    one = {"severity": "error", "where": "resume", "what": "n is 5 here and 4 there\n  model: 12 not there", "fix": "--set n=4"}
+    ended, _ = preflight.said([one, one | {"what": "n is 5: --set n=4"}])
+    assert ended.splitlines() == ["resume: n is 5 here and 4 there; --set n=4", "  model: 12 not there",
+                                  "  resume: n is 5: --set n=4"]
 
 
 def test_a_port_that_somebody_has() -> None:
