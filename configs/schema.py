@@ -31,10 +31,10 @@ __all__ = [
 ]
 
 # What a guard may be named after: the rules of docs/doctor.md that can speak while a job runs.
-RULES = ("stalled", "non-finite", "updates-skipped", "at-chance", "loss-constant", "no-gradient", "weights-still",
-         "lr-stuck", "lr-end", "white-renders", "identity-copy", "views-collapsed", "embeddings-collapsed",
-         "input-ignored", "no-better-than-baseline", "overfitting", "train-val-gap", "slower", "starved", "gpus-idle",
-         "nothing-trained")
+RULES = ("unread", "stalled", "non-finite", "updates-skipped", "at-chance", "loss-constant", "no-gradient",
+         "weights-still", "lr-stuck", "lr-end", "white-renders", "identity-copy", "views-collapsed",
+         "embeddings-collapsed", "input-ignored", "no-better-than-baseline", "overfitting", "train-val-gap", "slower",
+         "starved", "gpus-idle", "nothing-trained")
 
 # By the name that a stage file gives as `schema:`.
 SCHEMAS: dict[str, type[Strict]] = {

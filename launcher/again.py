@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,20 +26,24 @@ class Again:
 
 
 def plan(index: Index, word: str, sets: Sequence[str], fresh_code: bool, start: Path,
-         other: Elsewhere = SAME, command: Sequence[str] = ()) -> Again:
-    """Raises Wrong, Refused, ConfigError and ClusterError."""
+         other: Elsewhere = SAME, command: Sequence[str] = (), anew: bool = False) -> Again:
+    """`anew`: not from its checkpoints. Raises Wrong, Refused, ConfigError and ClusterError."""
     jobs = find_all(index, word)
     reconcile.refresh(index, [job for job in jobs if not job.ended], start)
     jobs = [index.with_key(job.key) or job for job in jobs]
     chosen = jobs if len(jobs) == 1 else _failed(jobs, word)
     if sets and len(chosen) > 1 and (chosen[0].view.get("group") or {}).get("kind") == "pipeline":
         raise Wrong(f"--set: {word} is a pipeline", hint=f"say which stage: launch restart {chosen[0].name} --set …")
+    if anew and (other != SAME or command):
+        raise Wrong("--resume never goes with --set and --fresh-code alone",
+                    hint="one restart after the other does both")
     if other != SAME or command:
         if len(chosen) > 1:
             raise Wrong(f"--node, --gpus, --time and -- CMD are for one job, {word} is {len(chosen)}",
                         hint=f"say which: launch restart {chosen[0].name or chosen[0].id} …")
         return Again((plan_restart(index, chosen[0].id, sets, fresh_code, start, other, command),))
-    plans = [_chosen(index, job, sets, fresh_code, start) for job in chosen]
+    plans = [_from_the_start(index, job, sets, fresh_code, start) if anew else
+             _chosen(index, job, sets, fresh_code, start) for job in chosen]
     following, notes = _following(index, chosen)
     plans += [_anew(index, job, start) for job in following]
     return Again(tuple(plans), tuple(notes))
@@ -90,22 +95,41 @@ def _left_alone(job: Job) -> str:
 def _chosen(index: Index, job: Job, sets: Sequence[str], fresh_code: bool, start: Path) -> RestartPlan:
     """A stage of a pipeline that completed is run anew. Raises Refused for another job that would find nothing to do.
     """
-    if sets or fresh_code or job.view.get("state") != "COMPLETED" or job.view.get("by_hand"):
+    if fresh_code or job.view.get("state") != "COMPLETED" or job.view.get("by_hand"):
         return plan_restart(index, job.id, sets, fresh_code, start)
+    if sets:
+        return _with_more_to_do(plan_restart(index, job.id, sets, fresh_code, start), job, sets)
     if (job.view.get("group") or {}).get("kind") == "pipeline":
         return _anew(index, job, start)
     if _spec(job, start).resume_rule.kind != "none":
         raise Refused(f"{job.id} has completed: from its last checkpoint on there is nothing left to do", job.node,
-                      f"give it more to do: launch restart {job.id} --set …   or begin anew: launch submit …")
+                      f"give it more to do: launch restart {job.id} --set …   "
+                      f"or begin anew: launch restart {job.id} --resume never")
     return plan_restart(index, job.id, sets, fresh_code, start)
+
+
+def _with_more_to_do(found: RestartPlan, job: Job, sets: Sequence[str]) -> RestartPlan:
+    """Raises Refused for one of our trainers whose number of steps stays: its last checkpoint is at its end."""
+    if found.spec is None or found.spec.resume_rule.kind != "launch" or found.spec.group is not None:
+        return found
+    at_its_end = job.view.get("total") and job.view.get("step") == job.view.get("total")
+    if at_its_end and not any(key.endswith("steps") for key, _, _ in found.changes):
+        again = ["launch", "restart", job.id, "--resume", "never", *(word for one in sets for word in ("--set", one))]
+        raise Refused(f"{job.id} has completed: with that, too, nothing is left to do from its last checkpoint on",
+                      job.node, f"begin anew: {shlex.join(again)}")
+    return found
+
+
+def _from_the_start(index: Index, job: Job, sets: Sequence[str], fresh_code: bool, start: Path) -> RestartPlan:
+    found = plan_restart(index, job.id, sets, fresh_code, start)
+    return replace(found, spec=replace(found.spec or _spec(job, start), resume="never"))
 
 
 def _anew(index: Index, job: Job, start: Path) -> RestartPlan:
     """One that completed with what it took over before begins from the start, not from its own checkpoints."""
-    found = plan_restart(index, job.id, (), False, start)
     if job.view.get("state") != "COMPLETED":
-        return found
-    return replace(found, spec=replace(_spec(job, start), resume="never"))
+        return plan_restart(index, job.id, (), False, start)
+    return _from_the_start(index, job, (), False, start)
 
 
 def _spec(job: Job, start: Path) -> JobSpec:

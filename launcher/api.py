@@ -172,15 +172,16 @@ def kill(jobs: Sequence[str], *, grace_s: float | None = None, now: bool = False
 
 def plan_restart(job: str, *, sets: Sequence[str] = (), fresh_code: bool = False, node: str | None = None,
                  gpus: int | None = None, time_s: float | None = None, command: Sequence[str] = (),
-                 start: Path | None = None) -> Again:
-    """What a restart with these changes would be, without doing it: of a job with what follows from it, or a group."""
+                 anew: bool = False, start: Path | None = None) -> Again:
+    """What a restart with these changes would be, without doing it: of a job with what follows from it, or a group.
+    `anew`: not from its checkpoints."""
     from launcher import again
     from launcher.restart import Elsewhere
 
     start = start or Path.cwd()
     with open_index() as index:
         settle_leftovers(index, start)
-        return again.plan(index, job, sets, fresh_code, start, Elsewhere(node, gpus, time_s), command)
+        return again.plan(index, job, sets, fresh_code, start, Elsewhere(node, gpus, time_s), command, anew)
 
 
 def restart(plan: RestartPlan, *, grace_s: float | None = None,

@@ -77,7 +77,7 @@ def _head(found: Diagnosis) -> str:
     job = found.job
     step = "" if job.step is None else f"  step {job.step}" + (f" of {job.total}" if job.total else "")
     name = f" ({visible(job.name)})" if job.name else ""
-    return f"{job.id}{name}  {job.state}{step}  {found.health}"
+    return f"{job.id}{name}  {job.state}{step}" + ("" if found.health == "unknown" else f"  {found.health}")
 
 
 def _pictures(found: Diagnosis, width: int) -> Iterator[str]:
@@ -87,7 +87,8 @@ def _pictures(found: Diagnosis, width: int) -> Iterator[str]:
         key = curve_of(one["rule"], found.curves)
         if key and key not in drawn:
             drawn.add(key)
-            yield terminal(key, found.curves[key], width, _ROWS, (one["first"], one["last"]))
+            yield terminal(key, found.curves[key], width, _ROWS, (one["first"], one["last"]), found.job.step,
+                           one.get("level") if key == "loss" else None)
 
 
 def curve_of(rule: str, curves: Container[str]) -> str | None:

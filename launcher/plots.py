@@ -18,20 +18,27 @@ _LINEAR = ("lr",)  # but for these: the shape of a schedule is known
 
 
 def terminal(title: str, curve: Curve, width: int, rows: int,
-             marked: tuple[int | None, int | None] = (None, None)) -> str:
+             marked: tuple[int | None, int | None] = (None, None), until: int | None = None,
+             level: float | None = None) -> str:
     """`title` over a plot of `rows` lines, its steps below; `marked` are the steps of a finding, drawn as a bar.
 
+    `until`: the job's newest step, where it has no value any more; `level`: what the values are held against, dotted.
     By powers of ten where the values are positive and far apart.
     """
-    by_tens = _far_apart(min(one[2] for one in curve), max(one[2] for one in curve), title)
+    shown = [one[2] for one in curve] + around(level)
+    by_tens = _far_apart(min(shown), max(shown), title)
     points = [(one[0], math.log10(one[2]) if by_tens else one[2]) for one in curve]
-    low, high = _range([value for _, value in points])
-    labels = [number(10 ** value if by_tens else value, 3) for value in (high, low)]
+    low, high = _range([math.log10(value) if by_tens else value for value in shown])
+    labels = distinct([10 ** value if by_tens else value for value in (high, low)])
     labels[1:1] = [""] * (rows - 2)
     left = max(map(len, labels))
     columns = max(8, width - left - 2)
     grid = [[0] * columns for _ in range(rows)]
-    first, last = curve[0][0], curve[-1][0]
+    first, last = curve[0][0], max(curve[-1][0], until or 0)
+    if level is not None:
+        y = round((high - (math.log10(level) if by_tens else level)) / (high - low) * (4 * rows - 1))
+        for x in range(0, 2 * columns, 4):
+            grid[y // 4][x // 2] |= _DOTS[x % 2][y % 4]
     for x, y in _dots(points, (first, last), (low, high), 2 * columns, 4 * rows):
         grid[y // 4][x // 2] |= _DOTS[x % 2][y % 4]
     lines = [f"{label:>{left}} ┤" + "".join(chr(0x2800 + cell) for cell in row).rstrip("\u2800")
@@ -40,7 +47,19 @@ def terminal(title: str, curve: Curve, width: int, rows: int,
     below = " " * (left + 2) + begin + " " * max(1, columns - len(begin) - len(end)) + end
     bar = _bar(marked, (first, last), columns)
     head = f"{title} (by powers of ten)" if by_tens else title
+    head += "" if level is None else f"; dotted: {number(level)}"
     return "\n".join([head, *lines, *([" " * (left + 2) + bar] if bar else []), below])
+
+
+def around(level: float | None) -> list[float]:
+    """What a drawing shows besides the values, so that a curve on that level does not look like a mountain range."""
+    return [] if level is None else [level - abs(level) / 10, level, level + abs(level) / 10]
+
+
+def distinct(values: Sequence[float]) -> list[str]:
+    """Labels of as many digits as it takes to tell the values apart, three at least."""
+    found = ([number(round(value, 12), digits) for value in values] for digits in range(3, 8))
+    return next((labels for labels in found if len(set(labels)) == len(labels)), [number(value, 8) for value in values])
 
 
 def _far_apart(low: float, high: float, title: str) -> bool:
@@ -84,27 +103,31 @@ INKS = tuple(f"var(--{letter})" for letter in "abcdefgh")  # colours of the page
 
 
 def svg(title: str, curves: dict[str, Curve], marks: Sequence[tuple[int, int]] = (),
-        resumes: Sequence[int] = ()) -> str:
+        resumes: Sequence[int] = (), until: int | None = None, level: float | None = None) -> str:
     """One drawing of some curves over their steps. `marks`: steps of findings, as bands; `resumes`: dotted lines.
 
+    `until`: the job's newest step, where they have no value any more; `level`: what the values are held against.
     By powers of ten where the values are positive and far apart. A band behind a line is its lowest to highest.
     """
     shown = {name: curve for name, curve in curves.items() if curve}
     steps = [one[0] for curve in shown.values() for one in curve]
-    values = sorted(one[2] for curve in shown.values() for one in curve)
-    scale = Scale(min(steps), max(steps), values, title)
+    values = sorted([*(one[2] for curve in shown.values() for one in curve), *around(level)])
+    scale = Scale(min(steps), max(*steps, until or 0), values, title)
     parts = [f'<rect class="mark" x="{scale.x(a):.1f}" y="{_TOP}" width="{max(2.0, scale.x(b) - scale.x(a)):.1f}" '
              f'height="{_H - _TOP - _BOTTOM}"/>' for a, b in marks]
     parts += [f'<line class="resume" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_H - _BOTTOM}"/>'
               for x in (scale.x(step) for step in resumes if scale.first < step <= scale.last)]
-    parts += [line for value in scale.ticks() for line in _tick(scale, value)]
+    ticks = scale.ticks()
+    parts += [line for value, words in zip(ticks, distinct(ticks)) for line in _tick(scale, value, words)]
+    parts += [] if level is None else _level(scale, level)
     for ink, curve in zip(cycle(INKS), shown.values()):
         parts += _line(scale, curve, ink)
     parts += [f'<text x="{_LEFT}" y="{_H - 6}">{scale.first:g}</text>',
               f'<text x="{_W - _RIGHT}" y="{_H - 6}" text-anchor="end">step {scale.last:g}</text>']
     words = ", ".join(f"{name}: from {number(curve[0][2])} to {number(curve[-1][2])}" for name, curve in shown.items())
     label = html.escape(f"{title}; {words}", quote=True)
-    frame = f'data-left="{_LEFT}" data-right="{_W - _RIGHT}" data-top="{_TOP}" data-bottom="{_H - _BOTTOM}"'
+    frame = (f'data-last="{scale.last:.0f}" data-left="{_LEFT}" data-right="{_W - _RIGHT}" data-top="{_TOP}" '
+             f'data-bottom="{_H - _BOTTOM}"')
     return f'<svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{label}" {frame}>{"".join(parts)}</svg>'
 
 
@@ -135,10 +158,16 @@ class Scale:
         return [step * k for k in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
-def _tick(scale: Scale, value: float) -> list[str]:
+def _level(scale: Scale, value: float) -> list[str]:
+    y = scale.y(value)
+    return [f'<line class="level" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
+            f'<text x="{_W - _RIGHT}" y="{y - 4:.1f}" text-anchor="end">chance: {number(value)}</text>']
+
+
+def _tick(scale: Scale, value: float, words: str) -> list[str]:
     y = scale.y(value)
     return [f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(round(value, 12), 3)}</text>']
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{words}</text>']
 
 
 def _line(scale: Scale, curve: Curve, ink: str) -> list[str]:
@@ -191,10 +220,10 @@ def _panel(draw, font, title: str, lines: dict[str, Curve], inks: dict[str, tupl
         return x, (scale.y(value) - _TOP) / (_H - _TOP - _BOTTOM) * (_PANEL - 80) + top + 36
 
     draw.text((_MARGIN, top + 8), title, fill="black", font=font)
-    for value in scale.ticks():
+    for value, words in zip(scale.ticks(), distinct(scale.ticks())):
         _, y = at(scale.first, value)
         draw.line([(_MARGIN, y), (_PX - _MARGIN, y)], fill=(225, 225, 225))
-        draw.text((_MARGIN - 8, y), number(round(value, 12), 3), fill=_GREY, font=font, anchor="rm")
+        draw.text((_MARGIN - 8, y), words, fill=_GREY, font=font, anchor="rm")
     for step, anchor in ((scale.first, "la"), (scale.last, "ra")):
         x, _ = at(step, 1.0)
         words = f"{step:g}" if anchor == "la" else f"step {step:g}"

@@ -3,8 +3,8 @@ for (const figure of document.querySelectorAll(".figures figure")) {
   const curves = Object.entries(JSON.parse(figure.querySelector("script").textContent));
   const steps = [...new Set(curves.flatMap(([, points]) => points.map(([step]) => step)))].sort((a, b) => a - b);
   const svg = figure.querySelector("svg"), said = figure.querySelector("output");
-  const { left, right, top, bottom } = svg.dataset;
-  const first = steps[0], span = steps[steps.length - 1] - first || 1;
+  const { last, left, right, top, bottom } = svg.dataset;
+  const first = steps[0], span = last - first || 1;
   const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
   line.setAttribute("class", "cursor");
   let at = steps.length - 1;

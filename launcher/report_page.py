@@ -138,15 +138,17 @@ def _curves(found: Report) -> str:
     figures = []
     for name, keys in list(grouped(diagnosis.curves).items())[:_FIGURES]:
         shown = {key: diagnosis.curves[key] for key in keys}
-        figures.append(_figure(name, shown, [band for key in keys for band in marks.get(key, ())], diagnosis.resumes))
+        level = next((one["level"] for one in diagnosis.findings if one.get("level")), None) if name == "loss" else None
+        figures.append(_figure(name, shown, svg(name, shown, [band for key in keys for band in marks.get(key, ())],
+                                                diagnosis.resumes, diagnosis.job.step, level)))
     return f'<p class="hint">{_HINT}</p><div class="figures">{"".join(figures)}</div>' if figures else ""
 
 
-def _figure(name: str, curves: dict[str, Curve], marks: Sequence[tuple[int, int]], resumes: Sequence[int]) -> str:
+def _figure(name: str, curves: dict[str, Curve], drawing: str) -> str:
     legend = "".join(f'<span><i style="background:{ink}"></i>{_e(key)}</span>' for ink, key in zip(cycle(INKS), curves))
     data = {key: [[one[0], float(f"{one[2]:.5g}")] for one in curve] for key, curve in curves.items()}
     return (f'<figure tabindex="0"><figcaption>{_e(name)} <output aria-live="polite"></output></figcaption>'
-            f'{svg(name, curves, marks, resumes)}<p class="legend">{legend}</p>'
+            f'{drawing}<p class="legend">{legend}</p>'
             f'<script type="application/json">{_json(data)}</script></figure>')
 
 

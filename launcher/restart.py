@@ -49,6 +49,7 @@ class Restarted:
     resume: str | None = None  # the checkpoint's path, when its name says no step
     slurm_id: str | None = None  # it waits in SLURM's queue
     waits: str = ""  # for what other jobs, or for whose GPUs
+    anew: bool = False  # by wish not from its checkpoints
     stays: tuple[str, ...] = ()  # what of it is still on the node that it left
 
 
@@ -190,7 +191,8 @@ def restart(index: Index, plan: RestartPlan, grace_s: float | None,
     if answer["slurm_id"]:
         return Restarted(job.id, job.node, attempt, None, slurm_id=answer["slurm_id"])
     resume = _resumed_from(backend, job, attempt) if step is None else None
-    return Restarted(job.id, job.node, attempt, step, resume, waits=answer.get("waits", ""), stays=stays)
+    return Restarted(job.id, job.node, attempt, step, resume, waits=answer.get("waits", ""), stays=stays,
+                     anew=plan.spec is not None and plan.spec.resume == "never")
 
 
 def _resumed_from(backend: Backend, job: Job, attempt: int) -> str | None:

@@ -96,8 +96,10 @@ def restarted(done: Restarted) -> str:
         start = f"when it need not wait any more: {done.waits}"
     elif done.resume_step is not None:
         start = f"from step {done.resume_step}"
+    elif done.resume or done.anew:
+        start = f"from {done.resume}" if done.resume else "from the start"
     else:
-        start = f"from {done.resume}" if done.resume else "from the start: it has no checkpoint to go on from"
+        start = "from the start: it has no checkpoint to go on from"
     stays = f"\n  left where it was: {', '.join(done.stays)}" if done.stays else ""
     return f"{done.id} on {done.node}: attempt {done.attempt}, {start}{stays}\n{_go_on(done.id)}"
 

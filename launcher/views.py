@@ -13,6 +13,7 @@ from launcher.jobs import JobStatus
 _DISPENSABLE = ("it/s", "attempt", "stage", "eta", "gpus", "loss", "name", "age")
 _NARROWEST_REASON = 24
 _BY_SOMEBODY = " by a person"  # the end of some of `cluster.events.Reason`
+_BY_A_GUARD = " by a guard"
 
 
 def width(text: str) -> int:
@@ -142,8 +143,10 @@ def cause(job: JobStatus) -> str:
 
 
 def ending(reason: str, detail: str) -> tuple[str, str]:
-    """Reason and detail of an ending, with the name where the reason only says that it was a person."""
+    """Reason and detail of an ending, with the name where the reason only says that it was a person or a guard."""
     name, _, how = detail.partition(": ")
+    if reason.endswith(_BY_A_GUARD) and name.startswith("guard "):
+        return f"{reason.removesuffix(_BY_A_GUARD)} by the {name}", how
     if reason.endswith(_BY_SOMEBODY) and name.startswith("by "):
         return f"{reason.removesuffix(_BY_SOMEBODY)} {name}", how
     return reason, detail

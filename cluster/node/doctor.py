@@ -72,15 +72,22 @@ def case_of(run: RunDir, attempts: Sequence[AttemptDir], lines: Sequence[Line], 
             seen: dict[str, Any]) -> Case:
     """These attempts with the lines of each; `lines` is their merged series."""
     spec = _spec(run)
+    nodes = spec.get("nodes") or 1
     config = _text(attempts[-1].config if attempts else run.config) or _text(run.config)
+    maker = next((one for one, own in zip(reversed(attempts), reversed(of_attempts)) if _trained(own)), None)
+    made_by = maker and _text(maker.config) or config
     return Case(
-        job=seen["id"], lines=lines, state=seen["state"], now=time.time(), config=leaves(config),
-        argv=tuple(map(str, spec.get("argv") or ())),
-        world=max(1, (spec.get("gpus") or spec.get("procs") or 1) * (spec.get("nodes") or 1)),
+        job=seen["id"], lines=lines, state=seen["state"], now=time.time(), config=leaves(made_by),
+        newest=leaves(config), argv=tuple(map(str, spec.get("argv") or ())), by_hand=not spec,
+        world=max(1, (spec.get("gpus") or spec.get("procs") or 1) * nodes), gpus=(spec.get("gpus") or 0) * nodes,
         attempts=[_attempt(one, own) for one, own in zip(attempts, of_attempts)],
         will_step=will_step(spec.get("preflight"), config), from_log=series.from_log(run), written=series.written(run),
         gpu_use=_gpu_use(attempts[-1]) if attempts else (),
         reason=seen.get("reason") or "", detail=seen.get("detail") or "")
+
+
+def _trained(lines: Sequence[Line]) -> bool:
+    return any("event" not in line for line in lines)
 
 
 def _attempt(directory: Any, lines: Sequence[Line]) -> Attempt:

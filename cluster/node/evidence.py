@@ -278,7 +278,7 @@ def summary(seen: Sequence[Seen]) -> str:
     one = next((one for one in seen if one.rank is not None), seen[0] if seen else None)
     if one is not None and one.own:
         return f"process {one.who.pid} is in {one.own}"
-    return f"process {one.who.pid}: {one.facts[0]}; {one.by}" if one else "no process of it was found"
+    return f"process {one.who.pid}: {one.facts[0]}" if one else "no process of it was found"
 
 
 def stands(seen: Sequence[Seen], host: str = "") -> list[Stand]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
+from cluster.node import thresholds as limit
+
 Line = dict[str, Any]
 Points = list[tuple[int, float]]  # (step, value)
 Severity = Literal["error", "warning", "info"]
@@ -30,6 +32,7 @@ class Finding:
     fix: str  # a command
     first: int | None = None  # steps: where
     last: int | None = None
+    level: float | None = None  # of the loss: what it is held against, for a drawing
 
     @property
     def page(self) -> str:
@@ -62,9 +65,13 @@ class Case:
     lines: Sequence[Line]
     state: str = "COMPLETED"
     now: float = 0.0  # unix s
-    config: dict[str, str] = field(default_factory=dict)  # dotted key -> value as it is written
+    # dotted key -> value as it is written, of the attempt that made the newest steps
+    config: dict[str, str] = field(default_factory=dict)
+    newest: dict[str, str] = field(default_factory=dict)  # the same of the newest attempt; empty: as `config`
     argv: tuple[str, ...] = ()
     world: int = 1  # ranks
+    gpus: int = 0  # of all its nodes
+    by_hand: bool = False  # launch did not start it and cannot restart it
     attempts: Sequence[Attempt] = ()
     will_step: bool = False  # one of our trainers, whatever it has written yet
     from_log: bool = False  # read by progress rules: no times, rounded numbers
@@ -104,6 +111,11 @@ class Case:
         return self.total is not None and self.step is not None and self.step >= self.total
 
     @property
+    def over(self) -> bool:
+        """Whether a restart would find nothing left to train."""
+        return self.whole or self.state == "COMPLETED"
+
+    @property
     def runs(self) -> bool:
         return self.state == "RUNNING"
 
@@ -125,27 +137,43 @@ class Case:
         key = self.key(*_SYNONYMS.get(word, (word,)))
         return as_number(self.config[key]) if key else None
 
-    def restart(self, **changes: float) -> str:
-        """The command that starts it again with other values, of those keys that its config has."""
-        words = ["launch", "restart", self.job]
+    def restart(self, anew: bool = False, **changes: float) -> str:
+        """The command that starts it again with other values, of those keys that its config has. `anew`: not from its
+        checkpoints. Where that is the same once more, or launch cannot do it: a command that only looks, or `kill`."""
+        words: list[str] = []
         for word, value in changes.items():
             if key := self.key(*_SYNONYMS.get(word, (word,))):
-                words += ["--set", f"{key}={value:.3g}"]
-        return shlex.join(words)
+                words += ["--set", f"{key}={_as_written(self.config[key], word, value)}"]
+        if self.by_hand or not words and (changes or self.over and not anew):
+            return self.again_or("logs")
+        return shlex.join(["launch", "restart", self.job, *(["--resume", "never"] if anew else []), *words])
 
-    def gentler(self) -> str:
-        """The same with a fifth of the learning rate and a warm-up twice as long."""
-        lr, warmup = self.number("lr"), self.number("warmup")
-        return self.restart(**({"lr": lr / 5} if lr else {}), **({"warmup": max(500.0, 2 * warmup)} if warmup else {}))
+    def gentler(self, anew: bool = False) -> str:
+        """The same with a lower learning rate and a longer warm-up. `anew`: its weights are lost; one that is over
+        begins anew in any case."""
+        changes: dict[str, float] = {}
+        if rate := self.number("lr"):
+            changes["lr"] = min(rate / limit.GENTLER_RATE, limit.SANE_RATE)
+        steps, warmup = self.total or self.number("steps") or 0, self.number("warmup")
+        longer = max(limit.LONGER_WARMUP, 2 * (warmup or 0))
+        longer = min(longer, max(1, steps // limit.WARMUP_PART)) if steps else longer
+        if warmup and warmup >= 1 and (longer > warmup or 0 < steps <= warmup):
+            changes["warmup"] = longer
+        return self.restart(anew or self.over, **changes) if changes else self.again_or("logs")
 
     def again_or(self, command: str) -> str:
-        """`launch kill JOB` of one that runs: it wastes its GPU; else `command`."""
+        """`launch kill JOB` of one that runs and wastes its place; else `command`."""
         return f"launch kill {self.job}" if self.runs else f"launch {command} {self.job}"
 
 
 _SYNONYMS = {"lr": ("lr", "learning_rate", "base_lr"), "warmup": ("warmup", "warmup_steps", "warmup_updates"),
              "steps": ("max_steps", "total_steps", "steps"), "batch": _BATCH,
              "workers": ("loader_workers", "num_workers", "dataloader_num_workers")}
+
+
+def _as_written(before: str, word: str, value: float) -> str:
+    """A count stays a whole number where the config has one."""
+    return f"{value:.0f}" if word != "lr" and before.lstrip("+-").isdecimal() else f"{value:.3g}"
 
 
 def as_number(value: Any) -> float | None:

@@ -31,7 +31,7 @@ STALLED = "stalled"
 _BUDGET = 192 << 10  # bytes of metrics or output that a look reads
 _GPUS_EVERY_S = 300.0  # the driver is asked
 _GPUS_S = 10.0  # that it may take to answer
-_NEVER_ERRORS = ("slower", "starved", "gpus-idle", "overfitting", "train-val-gap", "lr-end")
+_NEVER_ERRORS = ("slower", "starved", "gpus-idle", "overfitting", "train-val-gap", "lr-end", "unread")
 
 Start = Callable[..., Aside]
 
@@ -141,7 +141,7 @@ def stalled(run_dir: str, number: int, node: int, gap: float, allowed: float, st
     attempt, spec = run.attempt(number, node), JobSpec.from_json(run.spec.read_bytes())
     attempt.evidence.mkdir(exist_ok=True)
     said, report = evidence.collect(attempt, [Proc(**one) for one in processes], gpus, spec.nodes)
-    finding = pacing.standstill(spec.id, gap, allowed, step)
+    finding = pacing.standstill(spec.id, gap, allowed, step, spec.world, spec.gpus * spec.nodes)
     path = attempt.evidence / (f"node-{node}.stalled.txt" if node else "stalled.txt")
     write_atomically(path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {finding.what}\n\n{report}".encode(errors="replace"))
     finding = replace(finding, what=f"{finding.what}: {said}")

@@ -104,14 +104,14 @@ def at_chance(case: Case) -> Iterator[Finding]:
             val = f", validation {recent(validation, limit.RECENT):.4g}" if validation else ""
             yield Finding(
                 "at-chance", "error",
-                f"at chance: ln {batch} = {chance:.4g}; the loss is {now:.4g}{val}, from step {loss[0][0]} to "
-                f"{loss[-1][0]}",
+                f"the loss stands at chance: ln {batch} = {chance:.4g}; it is {now:.4g}{val}, from step "
+                f"{loss[0][0]} to {loss[-1][0]}",
                 f"a guess among the {batch} of a batch costs exactly that: nothing has been learned, however steady "
                 "the curve looks",
                 "the embeddings have collapsed or get no gradient: a learning rate that is too high for pretrained "
                 "weights, frozen towers without a head that trains, a temperature outside the optimizer, or inputs "
                 "that are all alike",
-                case.gentler() if case.key("lr", "learning_rate") else case.again_or("logs"), loss[0][0], loss[-1][0])
+                case.gentler(anew=True), loss[0][0], loss[-1][0], chance)
             return
 
 
@@ -162,7 +162,7 @@ def no_gradient(case: Case) -> Iterator[Finding]:
             f"{missing} of {ended.get('of')} trained tensors have no gradient: {ended.get('named')}",
             "they learn nothing: the trainer ended the run", unused, fix, ended["step"], ended["step"])
     elif len(norms) == limit.ZERO_GRADIENTS and not any(value for _, value in norms):
-        yield Finding(
+        yield _no_gradient_left(case) or Finding(
             "no-gradient", "error", f"the gradient norm is exactly 0 in the last {len(norms)} logged steps",
             "no weight changes any more", unused, fix, norms[0][0], norms[-1][0])
     elif idle := watched.get("idle"):
@@ -173,6 +173,24 @@ def no_gradient(case: Case) -> Iterator[Finding]:
             "they learn nothing and keep the values they began with",
             "the forward pass does not use them, or very seldom, or a gate before them is 0", fix,
             watched["step"], watched["step"])
+
+
+def _no_gradient_left(case: Case) -> Finding | None:
+    """Of one that had gradients before; None: there never was any."""
+    norms = points(case.steps, "grad_norm")
+    alive = [(step, value) for step, value in norms if value]
+    if not alive:
+        return None
+    at, highest = max(alive, key=lambda point: point[1])
+    dead = next(step for step, _ in norms if step > alive[-1][0])
+    rate = case.number("lr")
+    return Finding(
+        "no-gradient", "error",
+        f"the gradient norm is exactly 0 since step {dead}; before it was up to {highest:.3g} (step {at})",
+        "no weight changes any more, and the weights are where nothing pulls them back",
+        "a learning rate that is too high" + (f" ({rate:.3g})" if rate else "") + ": a few updates threw the weights "
+        "to where every output is the same (saturated, transparent, all alike)",
+        case.gentler(anew=True), dead, norms[-1][0])
 
 
 def weights_still(case: Case) -> Iterator[Finding]:
@@ -211,7 +229,7 @@ def learning_rate(case: Case) -> Iterator[Finding]:
         yield Finding(
             "lr-stuck", "error", f"the learning rate is 0 in all {len(values)} logged steps", "nothing is learned",
             "a schedule that is stepped before its warm-up begins, or a rate of 0 in the config",
-            case.restart(lr=1e-4), first, last)
+            case.restart(anew=case.over, lr=1e-4), first, last)
     elif warmup >= 2 and min(values) == peak and len(values) >= limit.LR_UPDATES and first < warmup:
         yield Finding(
             "lr-stuck", "error",
@@ -231,13 +249,13 @@ def _end(case: Case, values: list[float], first: int, last: int, warmup: float) 
     if end == peak:
         of = f" of {warmup:g} updates" if warmup else ""
         what, cause = f"{ended}: still in the warm-up{of}", "the warm-up is longer than the run"
-        fix = case.restart(warmup=max(1.0, (case.applied or last) / 10))
+        fix = case.restart(anew=True, warmup=max(1, (case.applied or last) // limit.WARMUP_PART))
     elif skipped:
         what = f"{ended}: {skipped} updates were skipped, and the schedule counts applied ones"
         cause, fix = "skipped updates: see updates-skipped", case.gentler()
     else:
         what, cause = ended, "the schedule was made for more updates than the run has (accumulation counted twice?)"
-        fix = case.restart()
+        fix = case.again_or("show")
     yield Finding("lr-end", "warning", what,
                   "the last part of a decay is where most of the quality comes from; this run never had it",
                   cause, fix, first, last)

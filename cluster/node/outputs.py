@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from cluster.node import thresholds as limit
-from cluster.node.findings import Case, Finding, Line, as_number, points, recent
+from cluster.node.findings import Case, Finding, Line, Points, as_number, points, recent
 
 _WHITE = "the white picture"
 _COSTS_NOTHING = {"val/psnr_copy": "the picture put in, copied", "val/psnr_white": _WHITE,
@@ -26,7 +26,7 @@ def white_renders(case: Case) -> Iterator[Finding]:
             "most of a picture is background, so white scores well while nothing of the object is there",
             "the object was lost early: a learning rate that is too high in the warm-up, opacities at 0, cameras that "
             "look past it, or masks that are empty",
-            case.gentler(), found[0]["step"], found[-1]["step"])
+            case.gentler(anew=True), found[0]["step"], found[-1]["step"])
 
 
 def identity_copy(case: Case) -> Iterator[Finding]:
@@ -44,14 +44,15 @@ def identity_copy(case: Case) -> Iterator[Finding]:
             case.again_or("show"), found[0]["step"], found[-1]["step"])
     found = _settled(case, "val/psnr", "val/psnr_input", updates=limit.INPUT_GAP_UPDATES)
     if _all(found, lambda line: line["val/psnr_input"] - line["val/psnr"] >= limit.INPUT_GAP_DB):
-        heldout = " --set training.targets=heldout" if case.config.get("training.targets") == "all" else ""
+        again = case.restart(anew=True) + " --set training.targets=heldout"
         yield Finding(
             "identity-copy", "warning",
             f"views that were put in come back with {_db(found[-1], 'val/psnr_input')}, all others with "
             f"{_db(found[-1], 'val/psnr')}",
             "the pictures are repeated, the object between them is not known",
             "the loss looks only at the views that are put in",
-            case.restart() + heldout, found[0]["step"], found[-1]["step"])
+            again if case.config.get("training.targets") == "all" and not case.by_hand else case.again_or("show"),
+            found[0]["step"], found[-1]["step"])
 
 
 def _copies(line: Line) -> bool:
@@ -97,7 +98,7 @@ def embeddings_collapsed(case: Case) -> Iterator[Finding]:
                 "every input has the same embedding, so nothing can be told apart",
                 "a learning rate that is too high for pretrained weights, inputs that are all alike, or pooling over "
                 "padding",
-                case.gentler(), found[0][0], found[-1][0])
+                case.gentler(anew=True), found[0][0], found[-1][0])
 
 
 def input_ignored(case: Case) -> Iterator[Finding]:
@@ -198,7 +199,8 @@ def _fallen(case: Case, key: str, score: list[tuple[int, float]], higher: bool) 
             f"{key} was best at step {at} ({best:.4g}) and is {since[-1]:.4g} now, while the training loss fell from "
             f"{sum(then) / len(then):.4g} to {now:.4g}",
             "what it learns now, it learns by heart",
-            f"too few samples for so many steps; the checkpoint of step {at} is the one to take",
+            "too few samples for so many steps" + (f"; the checkpoint of step {at} is the one to take"
+                                                   if case.will_step else f"; it was at its best at step {at}"),
             case.again_or("show"), at, score[-1][0])
 
 
@@ -213,11 +215,19 @@ def _gap(case: Case, key: str, score: list[tuple[int, float]], higher: bool) -> 
         return
     if not higher and not all(value >= limit.GAP_LOSS * now > 0 and value >= min(before) for value in pairs):
         return
+    first = next((step for step, value in reversed(score) if not _apart(train, step, value, higher)), None)
+    since = score[0][0] if first is None else next(step for step, _ in score if step > first)
     yield Finding(
         "train-val-gap", "warning", f"{name} is {now:.4g} in training and {pairs[-1]:.4g} in validation",
         "on what it has not seen it is much worse than its training numbers say",
         "too few samples for so many steps, or validation data of another kind (other cameras, other preparation)",
-        case.again_or("show"), score[-len(pairs)][0], score[-1][0])
+        case.again_or("show"), since, score[-1][0])
+
+
+def _apart(train: Points, step: int, value: float, higher: bool) -> bool:
+    """Whether validation was far behind training at that step."""
+    then = recent([point for point in train if point[0] <= step] or train[:1], limit.RECENT)
+    return then - value >= limit.GAP_DB if higher else value >= limit.GAP_LOSS * then > 0
 
 
 def _settled(case: Case, *keys: str, updates: int = limit.SETTLED_UPDATES, evaluations: int = limit.EVALUATIONS

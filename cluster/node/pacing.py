@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from cluster.events import Reason
 from cluster.node import thresholds as limit
@@ -10,7 +11,7 @@ from cluster.node.findings import Case, Finding, Line, as_number, mean, median
 
 Interval = tuple[int, int, float]  # (step before, steps, seconds)
 _EVALUATES = ("validation.every_steps", "evaluate_every", "eval_every", "eval_steps", "validation_steps")
-_ENDED_BADLY = {
+ENDED_BADLY = {
     "FAILED": ("an error ended it", "launch logs {job} -n 50"),
     "OUT_OF_MEMORY": ("more memory was needed than there is", ""),
     "TIMEOUT": ("its time was over before its last step", "launch restart {job}"),
@@ -75,12 +76,14 @@ def starved(case: Case) -> Iterator[Finding]:
     workers = case.number("workers")
     by = "" if workers is None else (f" ({workers:.0f} loader processes)" if workers else
                                      " (in the training process itself: there is no other)")
+    more = "" if workers is None else f"{max(limit.STARVED_WORKERS, 2 * workers):.0f}"
     yield Finding(
         "starved", "warning", f"{100 * share:.0f} % of the time since step {first} it waited for its data{by}",
         f"the device has nothing to do meanwhile: with the data at hand a step takes {100 * (1 - share):.0f} % of the "
         "time",
-        "too few loader processes, samples that are decoded or augmented slowly, or a disk that is shared or slow",
-        "launch nodes" if workers is None else case.restart(workers=max(limit.STARVED_WORKERS, 2 * workers)),
+        "too few loader processes" + (f" ({more} next time)" if more and case.over else "")
+        + ", samples that are decoded or augmented slowly, or a disk that is shared or slow",
+        "launch nodes" if case.over or not more else case.restart(workers=float(more)),
         first, waited[-1]["step"])
 
 
@@ -105,17 +108,20 @@ def stalled(case: Case) -> Iterator[Finding]:
         return
     gap, allowed = case.now - case.written, allowed_gap(case)
     if allowed is not None and gap > allowed:
-        yield standstill(case.job, gap, allowed, case.step)
+        yield standstill(case.job, gap, allowed, case.step, case.world, case.gpus, case.again_or("logs")
+                         if case.by_hand else case.restart())
 
 
-def standstill(job: str, gap: float, allowed: float, step: int | None) -> Finding:
+def standstill(job: str, gap: float, allowed: float, step: int | None, ranks: int, gpus: int, fix: str = "") -> Finding:
     """The finding of a job that wrote no step for `gap` seconds."""
     return Finding(
         "stalled", "error",
         f"no step for {gap:.0f} s; its pauses until now allow {allowed:.0f} s",
-        "it holds its GPUs and does nothing",
-        "a rank that hangs (in a collective the others wait for it), a loader that waits for a disk, or a lock",
-        f"launch restart {job}", step, step)
+        f"it holds its GPU{'s' * (gpus > 1)} and does nothing" if gpus else "it does nothing, and does not end either",
+        "a rank that hangs (in a collective the others wait for it), a loader that waits for a disk, or a lock"
+        if ranks > 1 else
+        "it waits for something that does not come (a disk, the network, a lock, another process), or runs in a circle",
+        fix or f"launch restart {job}", step, step)
 
 
 def allowed_gap(case: Case) -> float | None:
@@ -171,17 +177,34 @@ def _paces_of_log(case: Case) -> list[float]:
 
 
 def ended_badly(case: Case) -> Iterator[Finding]:
-    if case.state not in _ENDED_BADLY:
+    if case.state not in ENDED_BADLY:
         return
-    cause, fix = _ENDED_BADLY[case.state]
+    cause, fix = ENDED_BADLY[case.state]
     at = f" at step {case.step}" if case.step is not None else ""
     total = f" of {case.total}" if case.total and case.step is not None else ""
-    batch = case.number("batch") or 0
-    smaller = case.restart(**({"batch": batch // 2} if batch > 1 else {}))
+    asked = replace(case, config=case.newest or case.config)
+    batch = asked.number("batch") or 0
+    smaller = asked.restart(**({"batch": batch // 2} if batch > 1 else {}))
     yield Finding(
         "ended-badly", "error", f"{case.reason or case.state.lower()}{at}{total}",
         "it did not do what it was started for", case.detail.strip().split("\n", 1)[0] or cause,
         fix.format(job=case.job) or smaller, case.step, case.step)
+
+
+def ended_early(case: Case) -> Iterator[Finding]:
+    """Exit code 0 far from the last step, of a program that says no other way that it is done."""
+    steps = [line["step"] for line in case.steps]
+    if case.state != "COMPLETED" or case.total is None or not steps or any(
+            line.get("event") in ("done", "stopped") for line in case.lines):
+        return
+    jumps = [after - before for before, after in zip(steps, steps[1:]) if after > before]
+    usual = median(jumps) if jumps else 1
+    if steps[-1] < limit.EARLY_SHARE * case.total and case.total - steps[-1] > limit.EARLY_LINES * usual:
+        yield Finding(
+            "ended-early", "warning", f"it ended at step {steps[-1]} of {case.total}, with exit code 0",
+            "it looks like a success, and the last part of its training is missing",
+            "it stopped early by its own rule, or it caught an error, said so in its log and went on to its end",
+            f"launch logs {case.job} -n 50", steps[-1], steps[-1])
 
 
 def nothing_done(case: Case) -> Iterator[Finding]:
@@ -200,7 +223,8 @@ def nothing_done(case: Case) -> Iterator[Finding]:
                        case.restart(steps=2.0 * (case.total or case.step)))
     elif case.steps and case.applied == 0:
         yield _nothing(f"{case.step} steps and not one update", case.step,
-                       "every update was skipped, or `accumulation` is larger than the number of steps", case.restart())
+                       "every update was skipped, or `accumulation` is larger than the number of steps",
+                       case.again_or("logs"))
 
 
 def _nothing(what: str, step: int | None, cause: str, fix: str) -> Finding:

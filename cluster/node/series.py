@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cluster.contract import AttemptDir, RunDir, merged
 from cluster.node.findings import Line
+from cluster.node.unread import CUT
 
 _LINE_MAX = 4096  # a regular expression never sees more of a line
 _LOG_MAX = 16 << 20  # bytes of a log that are read at most, the newest
@@ -53,11 +54,31 @@ def by_rules(output: bytes, rules: Mapping[str, str]) -> list[Line]:
     """
     expressions = {name: re.compile(rule) for name, rule in rules.items()}
     found: list[Line] = []
+    cuts: dict[str, Line] = {}
     for raw in _SEPARATORS.split(output):
         text = raw[:_LINE_MAX].decode(errors="replace")
-        values = {name: match[1] for name, expression in expressions.items() if (match := expression.search(text))}
-        _take(found, values)
-    return found
+        matches = {name: match for name, expression in expressions.items() if (match := expression.search(text))}
+        _take(found, {name: match[1] for name, match in matches.items()})
+        for name, match in matches.items():
+            if found and name not in cuts and (meant := _cut(match)):
+                cuts[name] = {"event": CUT, "rule": name, "at": found[-1]["step"], "read": match[1], "meant": meant}
+    return [*found, *(one | {"step": found[-1]["step"]} for one in cuts.values())]
+
+
+def _cut(match: re.Match[str]) -> str | None:
+    """The whole number where the group holds a part of it; None: it holds all of it."""
+    if match[1] is None:
+        return None
+    (begin, end), text = match.span(1), match.string
+    before, after = _BEGINNING.search(text[max(0, begin - _DIGITS):begin]), _REST.match(text[end:end + _DIGITS])
+    meant = (before[0] if before else "") + match[1] + (after[0] if after else "")
+    read, whole = _number(match[1]), _number(meant)
+    return meant if isinstance(read, float) and isinstance(whole, float) and read != whole else None
+
+
+_DIGITS = 24  # of a number at most
+_BEGINNING = re.compile(r"(?:\d[\d.]*|(?<![\w.)\]-])-)$")  # the 1 of 12, the sign of -3
+_REST = re.compile(r"(?:\d|\.\d|[eE][+-]?\d|,\d{3}(?!\d))[\d.]*(?:[eE][+-]?\d+)?")
 
 
 def _take(found: list[Line], values: Mapping[str, str | None]) -> None:

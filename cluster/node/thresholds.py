@@ -55,6 +55,14 @@ LR_UPDATES = 20
 # A cosine over at least LR_UPDATES updates ends below 1 % of its peak; at 5 % a part of it was not reached.
 LR_END_SHARE = 0.05
 
+# What is proposed where a rate was too high: a fifth of it, and at most what Adam and its kin are begun with, so that
+# one that is off by a factor of a thousand is not approached in steps of five. The warm-up is a tenth of the run at
+# most.
+GENTLER_RATE = 5.0
+SANE_RATE = 1e-3
+LONGER_WARMUP = 500.0
+WARMUP_PART = 10
+
 # --- outputs, by validation ----------------------------------------------------------------------------------
 
 # A picture that is white but for noise differs from the white picture's score by hundredths of a dB.
@@ -95,6 +103,16 @@ TRAIN_IMPROVED = 0.95  # times the loss at that time
 # Training pictures that look so much better than validation's are known by heart.
 GAP_DB = 8.0
 GAP_LOSS = 2.0  # times the training loss
+
+# --- what progress rules read ---------------------------------------------------------------------------------
+
+# A log may name its loss once in many steps. Steps without one are too many when they are so many, and so many
+# times the longest stretch without one before.
+UNREAD_STEPS = 5
+UNREAD_TIMES = 3
+# The last step that a program prints may be short of its total by how often it prints, or by counting from 0.
+EARLY_SHARE = 0.9
+EARLY_LINES = 2
 
 # --- pace ----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ def run(argv: Sequence[str]) -> int:
     words, command = split_command(argv)
     args = _parser().parse_args(words)
     again = api.plan_restart(args.job, sets=args.set, fresh_code=args.fresh_code, node=args.node, gpus=args.gpus,
-                             time_s=seconds("--time", args.time), command=command, start=here())
+                             anew=args.resume == "never", time_s=seconds("--time", args.time), command=command,
+                             start=here())
     for note in again.notes:
         tell(note)
     for number, plan in enumerate(again.plans):
@@ -52,6 +53,8 @@ def _parser():
                    help="change its config; may stand several times")
     p.add_argument("--fresh-code", action="store_true",
                    help="with the code as it is now, not as it was submitted")
+    p.add_argument("--resume", choices=("auto", "never"), default="auto", metavar="auto|never",
+                   help="never: begin anew, not from its checkpoints; default: auto")
     p.add_argument("--node", metavar="N",
                    help="on another machine; to one that does not see the job's directory the job and its last "
                         "verified checkpoint are brought")

@@ -14,7 +14,7 @@ from PIL import Image
 from cluster.node.curves import curves
 from launcher.api import Details
 from launcher.doctor import Diagnosis
-from launcher.plots import Scale
+from launcher.plots import Scale, distinct, svg
 from launcher.report import POINTS, Picture, Report, choose
 from launcher.report_page import grouped, page
 from tests.browser import browser
@@ -73,6 +73,17 @@ def test_every_scale_has_a_few_round_numbers(values: list[float]) -> None:
     scale = Scale(0, 100, values, "loss")
     ticks = scale.ticks()
     assert 2 <= len(ticks) <= 7 and all(0 <= scale.y(tick) <= 220 for tick in ticks)
+
+
+def test_a_drawing_goes_on_to_the_last_step_beside_the_level_of_chance() -> None:
+    flat = [[step, 2.77, 2.7726 + 0.002 * (step % 5), 2.78] for step in range(1, 40)]
+    drawn = svg("loss", {"loss": flat}, [(40, 120)], until=120, level=2.7726)
+    assert "step 120" in drawn and 'class="level"' in drawn and "chance: 2.773" in drawn
+    width = float(re.search(r'class="mark" x="[\d.]+" y="\d+" width="([\d.]+)"', drawn)[1])
+    assert width > 300
+    ticks = re.findall(r'text-anchor="end">([\d.]+)</text>', drawn)
+    assert len(set(ticks)) == len(ticks) >= 3
+    assert distinct([2.766, 2.768, 2.77]) == ["2.766", "2.768", "2.77"]
 
 
 def test_pictures_are_chosen_until_the_page_is_full() -> None:

@@ -51,3 +51,15 @@ def test_a_whole_run_that_is_worse_than_the_white_picture(score: float, total: i
     lines = [{"step": step, "total": total, "event": "eval", "applied": step, "val/psnr": value, "val/psnr_white": 13.3,
               "val/psnr_mean": 22.2} for step, value in ((0, 8.5), (min(150, total), score))]
     assert [one.rule for one in rules.judge(Case("a", lines))] == found
+
+
+def test_a_gap_to_validation_is_told_from_where_it_opened_and_a_checkpoint_only_where_there_is_one() -> None:
+    lines: list[Line] = []
+    for step in range(1, 185):
+        lines.append({"step": step, "total": 184, "loss": 1 / step})
+        if step % 2 == 0:
+            lines.append({"step": step, "total": 184, "event": "eval", "val/loss": max(0.03, 0.01 + step / 4000)})
+    found = {one.rule: one for one in rules.judge(Case("a", lines, from_log=True))}
+    assert 40 < (found["train-val-gap"].first or 0) < 120 and found["train-val-gap"].last == 184
+    ours = {one.rule: one for one in rules.judge(Case("a", lines, will_step=True))}
+    assert "checkpoint" not in found["overfitting"].cause and "the checkpoint of step" in ours["overfitting"].cause

@@ -90,7 +90,7 @@ def watched(step: int = 31, **said: object) -> Line:
 SICK = {
     "non-finite": (run(loss=lambda n: "nan" if n > 390 else 1 / n), "not finite in 10 of 400 logged steps, to the last one"),
     "updates-skipped": (skipping(0.75), "25 % of updates applied"),
-    "at-chance": (run(loss=lambda n: math.log(16) - 0.005 + 0.01 * (n % 2)), "at chance: ln 16 = 2.773; the loss is 2.773"),
+    "at-chance": (run(loss=lambda n: math.log(16) - 0.005 + 0.01 * (n % 2)), "at chance: ln 16 = 2.773; it is 2.773"),
     "loss-constant": (run(loss=0.5), "the loss is 0.5 to the last bit in the last 20"),
     "no-gradient": (run(grad_norm=0.0), "exactly 0 in the last 5"),
     "lr-stuck": (run(lr=0.0), "the learning rate is 0 in all 400"),
@@ -139,10 +139,12 @@ def test_a_wait_for_data_counts_when_it_lasts_and_names_the_key_of_the_loaders()
     assert judged([line for line in starved if line["step"] <= 375], state="RUNNING", now=475.0, written=475.0) == []  # 54 s
     assert judged(run(data_wait=lambda n: 0.8 if n < 390 else 0.1)) == []  # it is over
     config = CONFIG | {"training.loader_workers": "0"}
-    assert one(starved, config=config).fix == "launch restart phase3-aaaaaa --set training.loader_workers=4"
+    facts = {"config": config, "state": "RUNNING", "now": 500.0, "written": 500.0}
+    assert one(starved[:-2], **facts).fix == "launch restart phase3-aaaaaa --set training.loader_workers=4"
     assert "in the training process itself" in one(starved, config=config).what
     config["training.loader_workers"] = "6"
-    assert one(starved, config=config).fix.endswith("loader_workers=12")
+    assert one(starved[:-2], **facts).fix.endswith("loader_workers=12")
+    assert one(starved, config=config).fix == "launch nodes" and "(12 next time)" in one(starved, config=config).cause
 
 
 def test_gpus_that_do_nothing_while_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,13 +209,17 @@ def test_a_run_that_has_recovered_is_well_again() -> None:
 def test_an_isolated_step_that_is_not_finite_is_history_after_a_while() -> None:
     lines = run(loss=lambda n: "nan" if n == 30 else 1 / n)
     assert one(lines).severity == "info"
-    assert one(lines[:60]).severity == "warning"
+    assert one(lines[:60], state="RUNNING").severity == "warning"
 
 
 def test_the_fix_is_a_command_with_the_keys_of_its_config() -> None:
-    assert one(SICK["non-finite"][0]).fix == ("launch restart phase3-aaaaaa --set training.optimizer.lr=0.0002 "
-                                              "--set training.schedule.warmup=500")
-    assert one(SICK["non-finite"][0], config={}).fix == "launch restart phase3-aaaaaa"
+    broken = SICK["non-finite"][0]
+    sets = "--set training.optimizer.lr=0.0002 --set training.schedule.warmup=40"  # a tenth of the run, not 500
+    assert one(broken).fix == f"launch restart phase3-aaaaaa --resume never {sets}"  # at its end nothing is left to train
+    assert one(broken[:-1], state="RUNNING", now=1.0).fix == f"launch restart phase3-aaaaaa --resume never {sets}"
+    early = [line for line in run(loss=lambda n: "nan" if n > 90 else 1 / n) if line["step"] < 101]
+    assert one(early, state="RUNNING").fix == f"launch restart phase3-aaaaaa {sets}"  # its checkpoints are sound
+    assert one(broken, config={}).fix == one(broken, by_hand=True).fix == "launch logs phase3-aaaaaa"
     assert one(SICK["no-gradient"][0], state="RUNNING").fix == "launch kill phase3-aaaaaa"
 
 
@@ -256,7 +262,10 @@ def test_a_stall_is_three_median_steps_and_20_s_but_no_evaluation() -> None:
     slow = [line | {"t": line["t"] + 40 * (line["step"] > 100 or line.get("event") == "eval" and line["step"] == 100)}
             for line in lines if (line["step"], line.get("event")) != (200, "eval")]
     assert judged(slow, state="RUNNING", now=340.0 + 60, written=340.0) == []  # step 200: it evaluates again
-    assert one(slow[:-1], state="RUNNING", now=339.0 + 60, written=339.0).rule == "stalled"  # step 199
+    lone = one(slow[:-1], state="RUNNING", now=339.0 + 60, written=339.0)  # step 199
+    assert lone.rule == "stalled" and "GPU" not in lone.why and "rank" not in lone.cause
+    many = one(slow[:-1], state="RUNNING", now=339.0 + 60, written=339.0, world=4, gpus=4)
+    assert "holds its GPUs" in many.why and "a rank that hangs" in many.cause
     hole = [*lines[:20], *lines[150:]]
     assert one(hole, state="RUNNING", now=340.0, written=300.0).rule == "stalled"
     started = [{"t": 100.0, "step": 0, "event": "resumed"}]
@@ -281,7 +290,40 @@ def test_an_ending_that_looks_like_a_success() -> None:
     assert one(run(10, applied=0), attempts=[finished]).rule == "nothing-trained"
     full = one(run(), state="OUT_OF_MEMORY", reason="out of GPU memory")
     assert "out of GPU memory at step 400" in full.what and full.fix.endswith("--set training.batch_per_rank=1")
-    assert rules.health(Case("a", run(), state="FAILED")) == "ok"  # its learning; its state says the rest
+    assert rules.health(Case("a", run(), state="FAILED")) == "unknown"  # its state says it; its learning is no news
+    assert rules.health(Case("a", SICK["at-chance"][0], config=CONFIG, state="FAILED")) == "sick"
+
+
+def test_half_of_its_steps_with_exit_code_0_is_told() -> None:
+    half = [line for line in run(300) if line["step"] <= 50]
+    assert (one(half).rule, one(half).what) == ("ended-early", "it ended at step 50 of 300, with exit code 0")
+    assert judged([*half, {"t": 200.0, "step": 50, "event": "done"}]) == []  # its patience was over
+    assert judged(half, state="CANCELLED") == []
+    assert judged([{"step": n, "total": 300, "loss": 1 / (n + 1)} for n in range(0, 251, 50)], from_log=True) == []
+
+
+def test_a_rate_that_threw_the_weights_away() -> None:
+    """A short run at a rate of 1: it is begun anew with one that is sane, and a warm-up that it has steps for."""
+    config = CONFIG | {"training.optimizer.lr": "1.0", "training.max_steps": "120", "training.schedule.warmup": "2"}
+    thrown = run(120, grad_norm=lambda n: (31.0 if n == 7 else 0.5) if n < 10 else 0.0)
+    found = one(thrown, config=config)
+    assert found.what == "the gradient norm is exactly 0 since step 10; before it was up to 31 (step 7)" and found.first == 10
+    assert "a learning rate that is too high (1)" in found.cause and found.fix == (
+        "launch restart phase3-aaaaaa --resume never --set training.optimizer.lr=0.001 --set training.schedule.warmup=12")
+    config["training.schedule.warmup"] = "500"  # longer than the run
+    assert one(thrown, config=config).fix.endswith("warmup=12")
+    assert "--set training.optimizer.lr" in one(thrown[:60], config=config, state="RUNNING", now=1.0).fix
+
+
+def test_the_config_of_the_attempt_that_made_the_steps_is_the_one_to_change(tmp_path: Path) -> None:
+    directory = RunDir(tmp_path / "run")
+    for number, lr in enumerate(("1.0", "0.2")):
+        directory.attempt(number).path.mkdir(parents=True)
+        directory.attempt(number).config.write_text(f"training:\n  lr: {lr}\n  batch_size: 8\n")
+    directory.spec.write_bytes(JobSpec("j", "t", "s", "python", ("a.py",), "local").to_json())
+    attempts, own = directory.attempts(), [run(20), [{"t": 1.0, "step": 20, "event": "resumed"}]]
+    case = doctor.case_of(directory, attempts, run(20), own, {"id": "j", "state": "FAILED"})
+    assert (case.config["training.lr"], case.newest["training.lr"]) == ("1.0", "0.2")
 
 
 # --- other people's programs, by progress rules alone --------------------------------------------------------
@@ -307,7 +349,7 @@ def test_the_public_face_voice_run_was_at_chance() -> None:
     lines = series.by_rules(face_voice_log(), FACE_VOICE)
     assert lines[0] == {"step": 1, "total": 300, "loss": 2.7670, "val/loss": 2.7654} and len(lines) == 46
     found = one(lines, config={}, from_log=True, state="CANCELLED")
-    assert found.what.startswith("at chance: ln 16 = 2.773") and (found.severity, found.last) == ("error", 46)
+    assert "at chance: ln 16 = 2.773" in found.what and (found.severity, found.last) == ("error", 46)
 
 
 def test_the_public_mouse_run_applied_nine_percent() -> None:
@@ -326,6 +368,22 @@ def test_rules_without_a_match_find_nothing() -> None:
         == [{"step": 1, "total": 2, "loss": "nan"}]
 
 
+def test_a_loss_that_its_rule_no_longer_finds_or_cuts_is_told() -> None:
+    """The pattern of a person who has never seen a loss that is nan, or small."""
+    expressions = {"step": r"step (\d+)/", "total": r"/(\d+)", "loss": r"loss ([\d.]+)"}
+    sick = b"".join(b"step %d/120 loss %s\n" % (n, b"nan" if n >= 40 else b"%.4f" % (1 / n)) for n in range(1, 121))
+    found = one(series.by_rules(sick, expressions), config={}, from_log=True)
+    assert found.rule == "unread" and "no loss was found in its output since step 40" in found.what and found.last == 120
+    small = b"".join(b"step %d/20 loss %.3e, lr 1,200.5\n" % (n, 10.0 ** -n) for n in range(1, 21))
+    found = one(series.by_rules(small, expressions), config={}, from_log=True)
+    assert "`loss` read 1.000 where its output says 1.000e-01" in found.what and found.first == 1
+    seldom = b"".join(b"step %d/100\n" % n + (b"loss 0.5\n" if n % 10 == 1 else b"") for n in range(1, 101))
+    assert judged(series.by_rules(seldom, expressions), config={}, from_log=True) == []
+    whole = {"step": r"step 0*(\d+)/", "loss": r"loss ([^\s,]+)", "lr": r"lr (\S+)"}
+    padded = b"".join(b"step %04d/20 loss %.3e, lr 1,200.5\n" % (n, 10.0 ** -n) for n in range(1, 21))
+    assert judged(series.by_rules(padded, whole), config={}, from_log=True) == []
+
+
 # --- what belongs to all of them -----------------------------------------------------------------------------
 
 def test_the_keys_of_a_config_without_a_yaml_parser() -> None:
@@ -339,7 +397,8 @@ def test_every_rule_has_its_section_in_the_document_and_every_threshold_is_used(
     assert sorted(sections) == sorted(rules.NAMES)
     assert {found.rule for lines, _ in SICK.values() for found in judged(lines)} <= set(rules.NAMES)
     named = [name for name in vars(thresholds) if name.isupper()]
-    code = "".join((root / f"cluster/node/{name}.py").read_text() for name in ("learning", "outputs", "pacing", "goodput"))
+    code = "".join((root / f"cluster/node/{name}.py").read_text() for name in ("learning", "outputs", "pacing", "goodput", "findings",
+                                                                                "unread"))
     assert [name for name in named if f"limit.{name}" not in code] == []
 
 
