@@ -133,7 +133,8 @@ def check_filled(batch: int, train: People) -> None:
     samples = sum(person.samples for person in train.persons)
     if samples < batch:
         raise JobError(f"training.batch: {batch} pairs, but there are only {samples} to train on: every batch would "
-                       "hold some of them twice", f"--set training.batch={1 << samples.bit_length() - 1}")
+                       "hold some of them twice",
+                       f"--set training.batch={1 << samples.bit_length() - 1}; it is never changed by itself")
 
 
 def eval_clip(config: FaceVoiceRun) -> Any:
