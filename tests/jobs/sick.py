@@ -14,7 +14,7 @@ import torch
 
 from cluster.contract import RunDir
 from cluster.node import doctor, rules
-from cluster.node.findings import Finding
+from cluster.node.findings import Case, Finding
 from cluster.node.view import read_view
 from jobs.loader import Draw
 from jobs.metrics import Metrics
@@ -32,9 +32,13 @@ PROGRESS = {"step": r"step (\d+)/", "total": r"step \d+/(\d+)", "loss": r"loss (
             "val/loss": r"validation (\S+)"}
 
 
-def found_in(run: Path) -> list[Finding]:
+def case_in(run: Path) -> Case:
     directory = RunDir(run)
-    return rules.judge(doctor.read_case(directory, read_view(directory)))
+    return doctor.read_case(directory, read_view(directory))
+
+
+def found_in(run: Path) -> list[Finding]:
+    return rules.judge(case_in(run))
 
 
 @dataclass

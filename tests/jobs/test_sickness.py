@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.contract import RunDir, read_json_lines
+from cluster.node import rules
 from cluster.node.findings import Finding
 from cluster.node.thresholds import WHITE_DB
 from jobs.data import toy
 from tests.jobs import foreign, sick_runs
-from tests.jobs.sick import HEALTHY, Bed, found_in, phase3, small
+from tests.jobs.sick import HEALTHY, Bed, case_in, phase3, small
 from tests.jobs.small_stage import SmallStage
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +124,8 @@ def test_the_other_sicknesses_have_their_tests(where: tuple[str, str]) -> None:
 def test_the_fix_of_a_sick_run_changes_the_keys_of_its_config(bed: Bed) -> None:
     bed.small(small(sick_runs.spoil_late), total=60)
     (bed.run / "config.yaml").write_text('{"training": {"optimizer": {"lr": 0.01}}}')
-    assert "--set training.optimizer.lr=0.002" in found_in(bed.run)[0].fix
+    started = replace(case_in(bed.run), by_hand=False)
+    assert "--set training.optimizer.lr=0.001" in rules.judge(started)[0].fix
 
 
 def test_a_healthy_training_has_no_findings(bed: Bed) -> None:

@@ -127,5 +127,5 @@ def test_tensors_that_could_not_learn_end_the_run_by_name(alone: World, job: Job
         train(job, alone, stage())
     assert said in str(caught.value) and isinstance(caught.value.error, JobError)
     if stage is not Coarse:  # that one has no step to speak of
-        [found] = rules.judge(Case("small-1", list(read_json_lines(job.attempt.metrics))))
+        [found] = rules.judge(Case("small-1", list(read_json_lines(job.attempt.metrics)), "RUNNING"))
         assert (found.rule, found.severity) == ("no-gradient", "error") and said.rpartition(": ")[2] in found.what

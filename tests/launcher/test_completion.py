@@ -143,7 +143,7 @@ class Terminal:
     def _until(self, text: str, after: str = "") -> str:
         """What is shown up to `text`, once that was printed (not typed) behind `after`."""
         shown, deadline = "", time.monotonic() + 60
-        while not (text in shown.rpartition(after)[2] if after else text in shown):
+        while not (after in shown and text in shown.rpartition(after)[2] if after else text in shown):
             left = deadline - time.monotonic()
             assert left > 0 and select.select([self._own], [], [], left)[0], shown
             shown += os.read(self._own, 4096).decode(errors="replace")
