@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cluster.backends.base import Backend
     from cluster.inventory import Node
 
-ASK_S = 3.0
+ASK_S = 2.8  # what a person waits for who asks a node that is off, less the time to say so
 MEND_S = 2.0  # for machines that are missing, when the answers have taken all the time there was
 _ASKING = "ask "  # so the names of the threads begin
 _SETTLE_AFTER_S = 60.0  # a node may still be at work on a submit whose client died this recently

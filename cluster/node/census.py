@@ -17,7 +17,7 @@ from cluster.node import gpu_users, gpus, lease, process, trees
 from cluster.node.gpu_users import GpuUser
 from cluster.node.process import Proc
 
-GPUS_S = 1.5  # a client waits 3 s for all of it, and has to get here first
+GPUS_S = 1.5  # a client waits less than 3 s for all of it, and has to get here first
 _PROGRAMS = re.compile(r"python[\d.]*|torchrun|accelerate|deepspeed|pt_main_thread|ray|julia|matlab|ipython[\d.]*")
 _OF_LAUNCH = ("/.launch/agent/", "cluster.node", "launcher.cli")  # in a command line: agents, supervisors and clients
 
