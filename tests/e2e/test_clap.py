@@ -49,7 +49,7 @@ def test_a_dry_run_shows_the_chain(here: Lab, tmp_path: Path) -> None:
 @pytest.mark.campaign
 def test_the_demo_listens(here: Lab) -> None:
     began = time.monotonic()
-    done = here.launch("submit", "clap", "--config", "demo", "--name", "c", "--follow", timeout_s=5 * LIMIT_S)
+    done = here.launch("submit", "clap", "--config", "demo", "--name", "c", "--follow", timeout_s=3 * LIMIT_S)
     took = time.monotonic() - began
     found = members(here, "c")
     assert {one["state"] for one in found.values()} == {"COMPLETED"} and list(found) == [*STAGES, "evaluate"]
@@ -63,7 +63,8 @@ def test_the_demo_listens(here: Lab) -> None:
         verdict = json.loads((runs[label].artifacts / "validation.json").read_bytes())
         assert verdict["learned"], (label, verdict["metrics"])
     assert (runs["evaluate"].artifacts / "pictures.png").stat().st_size > 500
-    print(f"clap demo: {took:.0f} s (wanted: {LIMIT_S}); {evaluation['bars']}")
+    print(f"clap demo: {took:.0f} s; {evaluation['bars']}")
+    assert took < LIMIT_S
 
 
 def numbers(lab: Lab, name: str) -> dict[str, object]:

@@ -65,10 +65,10 @@ def test_a_calibration_says_how_long_it_lasts_and_leaves_only_that(here: Lab, tm
 
 @pytest.mark.campaign
 def test_the_demo_learns_in_every_phase(here: Lab, tmp_path: Path) -> None:
-    """The bars that each phase is held against, its pictures, and what was handed over."""
+    """In less than twelve minutes: the bars that each phase is held against, its pictures, and what was handed over."""
     data = data_of(tmp_path / "toy", 40, 8, 64)
     began = time.monotonic()
-    done = here.launch("submit", "pipeline", "--config", "demo", "--name", "p", "--follow", *data, timeout_s=5 * LIMIT_S)
+    done = here.launch("submit", "pipeline", "--config", "demo", "--name", "p", "--follow", *data, timeout_s=LIMIT_S)
     took = time.monotonic() - began
     found = {one["name"].removeprefix("p."): one for one in json.loads(here.launch("status", "p", "--json").stdout)}
     assert {one["state"] for one in found.values()} == {"COMPLETED"} and list(found) == list(STAGES)
@@ -101,7 +101,7 @@ def test_the_demo_learns_in_every_phase(here: Lab, tmp_path: Path) -> None:
     assert done.stdout.count("\nabove ") == 3 + 2 + 3 and "NOT above" not in done.stdout
     measured = list(read_json_lines(tmp_path / "work" / ".launch" / "measured.jsonl"))
     assert [line["job"] for line in measured] == [found[label]["id"] for label in STAGES]
-    print(f"pipeline demo: {took:.0f} s (wanted: {LIMIT_S})")
+    assert took < LIMIT_S
 
 
 @pytest.mark.campaign
