@@ -1,5 +1,5 @@
 # make demo      install, a small data set, then a training on this computer, followed to its end
-# make test      what the tests need, then the tests (at most 20 minutes on 2 cores); up to three that fail are run again, alone
+# make test      what the tests need, then the tests (at most 20 minutes on 2 cores)
 # make campaign  the long rest (at most 60 minutes on 2 cores), with what it measured; ONLY=name runs one part again
 # make bench     the costs of the launcher beside their goals; ONLY=name runs one part
 # make testbed   a SLURM cluster of five nodes on this computer, to try the launcher on; make testbed-down removes it
@@ -32,7 +32,7 @@ demo: install data/demo/data_train.txt
 
 test: install
 	.ci/packages testbed
-	$(BIN)/python -m pytest --cache-clear -n $(WORKERS) --dist worksteal || $(BIN)/python -m tests.alone $$?
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 campaign: install
 	.ci/packages testbed
