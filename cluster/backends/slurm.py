@@ -32,7 +32,11 @@ TEST_S = 60.0
 # While submitit starts, nobody handles our signals: ignored, they do not end it, and the supervisor that takes its
 # place looks into control/ first. submitit's own handler goes to a signal that nobody sends.
 _DEAF = ("sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh")
-_SETUP = ["export SUBMITIT_PREEMPT_SIGNAL=URG"]
+# A lost node that comes back has an srun of the job's last run, which kills its step by number: the same number on
+# another node would be the supervisor of the requeued job. So each run of four has a number of its own.
+_SETUP = ["export SUBMITIT_PREEMPT_SIGNAL=URG",
+          "for ((used = 0; used < ${SLURM_RESTART_COUNT:-0} % 4; used++)); do "
+          "srun --nodes=1 --ntasks=1 --mpi=none --job-name=requeued true; done"]
 # All CPUs of the allocation are the job's, in whatever way its processes share them.
 _SRUN = ["--cpu-bind=none", "--mpi=none"]
 

@@ -105,6 +105,12 @@ class Lab:
         """Where the tests see a path of the node."""
         return self.bed.root / Path(path).relative_to("/") if self.bed else Path(path)
 
+    def written(self, job: str) -> str:
+        """The ends of its journals and logs, SLURM's too: what explains a job that ended as none should."""
+        paths = [path for path in sorted(self.seen_here(self.run_dir(job)).rglob("*"))
+                 if path.name == "journal.jsonl" or path.suffix in (".log", ".out")]
+        return "\n".join(f"== {path}\n{path.read_bytes()[-3000:].decode(errors='replace')}" for path in paths)
+
     def left_over(self) -> list[str]:
         """alice's processes on the nodes and her jobs in the queue, when they do not go away within a moment."""
         if self.bed is None or poll(lambda: not self._there(), 15):

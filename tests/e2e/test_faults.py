@@ -112,7 +112,8 @@ def _passes(lab: Lab, bed: SlurmBed, fault: str, steps: int) -> None:
         assert seconds[-1] < 5 * STATUS_S
         if fault == "/home full":
             _may_need_a_restart(lab, job)
-        lab.launch("wait", job, timeout_s=400)
+        lab.launch("wait", job, code=None, timeout_s=400)
+        assert lab.status(job)["state"] == "COMPLETED", lab.written(job)
         assert steps_of(run) == list(range(1, steps + 1))
         assert last_step(run) == steps and lab.left_over() == []
     finally:

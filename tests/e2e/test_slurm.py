@@ -72,6 +72,8 @@ def test_requeued_it_goes_on_where_it_was(slurm: Lab, slurm_bed: SlurmBed, way: 
                        "resources.sbatch.nodelist=gpu01" if way == "preemption" else "resources.sbatch.mem=4G")
     run = at_step(slurm, job, 12)
     WAYS[way](slurm_bed, slurm_id(run))
+    wait_until(lambda: len(run.attempts()) > 1, 120, "a second attempt")
+    slurm_bed.slurm("scancel", "--signal=KILL", f"{slurm_id(run)}.0", check=False)  # as the srun of a lost node does
     view = complete_and_whole(slurm, job, run, steps)
     assert view["attempt"] == 1, view
     assert slurm.left_over() == []
