@@ -11,6 +11,7 @@ directory that relative paths, configs/ and the code to copy are looked for in: 
 """
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,12 +139,13 @@ def status(jobs: Sequence[str] = (), *, all_jobs: bool = False, ask_all_nodes: b
     `ask_all_nodes` first asks every node of cluster.yaml for every run directory it has (`--rescan`).
     `keep`: ids of ended jobs to show as well.
     """
+    until = time.monotonic() + timeout_s
     with open_index() as index:
         start = start or Path.cwd()
         found = rescan(index, start) if ask_all_nodes or index.incomplete else None
         if found:
             index.complete()
-        return _status(index, jobs, all_jobs, start, timeout_s, keep, found)
+        return _status(index, jobs, all_jobs, start, until, keep, found)
 
 
 def logs(job: str, which: Which, *, tell: Callable[[str], None] = lambda text: None,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ASK_S = 2.8  # what a person waits for who asks a node that is off, less the time to say so
 MEND_S = 2.0  # for machines that are missing, when the answers have taken all the time there was
+LULL_S = 0.2  # when no node has answered for so long, there is time to write down what the others said
 _ASKING = "ask "  # so the names of the threads begin
 _SETTLE_AFTER_S = 60.0  # a node may still be at work on a submit whose client died this recently
 
@@ -41,10 +42,13 @@ class Refreshed:
     ended: list[Job] = field(default_factory=list)  # known to have ended only since this question
 
 
-def ask_all(
-    questions: Mapping[str, Callable[[], T]], timeout_s: float,
-) -> dict[str, T | LaunchError | ClusterError]:
-    """Ask every node in a thread of its own; one that takes longer than `timeout_s` counts as unreachable."""
+def ask_all(questions: Mapping[str, Callable[[], T]], timeout_s: float,
+            take_in: Callable[[Mapping[str, T]], None] = lambda answers: None,
+            ) -> dict[str, T | LaunchError | ClusterError]:
+    """Ask every node in a thread of its own; one that takes longer than `timeout_s` counts as unreachable.
+
+    `take_in` is given every answer once: what there is while others are awaited, and the rest at the end.
+    """
     answers: queue.SimpleQueue[tuple[str, T | BaseException]] = queue.SimpleQueue()
 
     def ask(name: str, question: Callable[[], T]) -> None:
@@ -57,14 +61,25 @@ def ask_all(
         threading.Thread(target=ask, args=(name, question), name=_ASKING + name, daemon=True).start()
     deadline = time.monotonic() + timeout_s
     found: dict[str, T | LaunchError | ClusterError] = {}
+    new: dict[str, T] = {}
     while len(found) < len(questions):
+        left_s = max(0.0, deadline - time.monotonic())
         try:
-            name, answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            name, answer = answers.get(timeout=min(left_s, LULL_S) if new else left_s)
         except queue.Empty:
-            break
-        if isinstance(answer, BaseException) and not isinstance(answer, (ClusterError, LaunchError)):
+            if not new or left_s <= LULL_S:
+                break
+            take_in(new)
+            new = {}
+            continue
+        if isinstance(answer, (ClusterError, LaunchError)):
+            found[name] = answer
+        elif isinstance(answer, BaseException):
             raise answer
-        found[name] = answer
+        else:
+            found[name] = new[name] = answer
+    if new:
+        take_in(new)
     late = Unreachable(f"no answer in {timeout_s:g} s")
     return {name: found.get(name, late) for name in questions}
 
@@ -74,8 +89,12 @@ def still_asking() -> bool:
     return any(thread.name.startswith(_ASKING) for thread in threading.enumerate())
 
 
-def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = ASK_S) -> Refreshed:
-    """Ask the nodes of these jobs about them and about leftover submits; write the answers into the index."""
+def refresh(index: Index, jobs: Iterable[Job], start: Path, until: float | None = None) -> Refreshed:
+    """Ask the nodes of these jobs about them and about leftover submits; write the answers into the index.
+
+    `until` (time.monotonic): when the answers are wanted; ASK_S from now.
+    """
+    until = time.monotonic() + ASK_S if until is None else until
     by_node: dict[str, list[Job]] = {}
     for job in jobs:
         by_node.setdefault(job.node, []).append(job)
@@ -84,35 +103,51 @@ def refresh(index: Index, jobs: Iterable[Job], start: Path, timeout_s: float = A
         if not _in_progress(intent):
             leftovers.setdefault(intent.node, []).append(intent)
     names = [*by_node, *(name for name in leftovers if name not in by_node)]
+    result, fresh = Refreshed(), []
     if not names:
-        return Refreshed()
+        return result
+
+    def take_in(answers: Mapping[str, dict[str, Any]]) -> None:
+        heard = [job for name, answer in answers.items()
+                 for job in _heard(result, name, answer, by_node.get(name, []))]
+        if here := [job for job in heard if not job.view.get("moved_to")]:
+            index.put_all(here)  # at once: fifty commits would take longer than fifty questions
+        fresh.extend(heard)
+
     questions = {
         name: _question(name, by_node.get(name, []), leftovers.get(name, []), start) for name in names}
-    until = time.monotonic() + timeout_s
-    answers = ask_all(questions, timeout_s)
+    answers = ask_all(questions, until - time.monotonic(), take_in)
     answered = {name: answer for name, answer in answers.items() if not isinstance(answer, Exception)}
-    result = Refreshed({name: str(answers[name]) for name in answers if name not in answered})
-    fresh = [job for name, answer in answered.items()
-             for job in _heard(result, name, answer, by_node.get(name, []))]
+    result.unreachable = {name: str(answers[name]) for name in answers if name not in answered}
+    _follow_up(index, result, fresh, [job for name in result.unreachable for job in by_node.get(name, [])],
+               {run_dir for answer in answered.values() for run_dir in answer.get("revived", ())}, start, until)
+    for name, answer in answered.items():
+        _settle(index, result, name, answer["found"])
+    return result
+
+
+def _follow_up(index: Index, result: Refreshed, fresh: list[Job], blind: list[Job], revived: set[str], start: Path,
+               until: float) -> None:
+    """Ask further, where one answer is not all there is: of jobs that were moved, and of those on several machines.
+
+    `fresh`: what was heard; `blind`: jobs whose node did not answer; `revived`: run directories.
+    """
     if any(job.view.get("moved_to") for job in fresh):
         from launcher import move  # few jobs are
 
         fresh = move.followed(fresh, start, max(MEND_S, until - time.monotonic()))
         result.ended = [job for job in fresh if job.ended and job.key in {one.key for one in result.ended}]
-    if blind := [job for name in result.unreachable for job in by_node.get(name, []) if job.view.get("hosts")]:
+        index.put_all(fresh)
+    if team_blind := [job for job in blind if job.view.get("hosts")]:
         from launcher import team
 
-        fresh += team.told_by_others(blind, start, max(MEND_S, until - time.monotonic()))
-    revived = {run_dir for answer in answered.values() for run_dir in answer.get("revived", ())}
+        told = team.told_by_others(team_blind, start, max(MEND_S, until - time.monotonic()))
+        index.put_all(told)
+        fresh = fresh + told
     if any(job.view.get("missing") or job.run_dir in revived for job in fresh):
         from launcher import team  # most jobs run on one machine that was not restarted
 
         result.notes += team.rejoin(fresh, revived, start, max(MEND_S, until - time.monotonic()))
-    if fresh:
-        index.put_all(fresh)  # at once: fifty commits would take longer than fifty questions
-    for name, answer in answered.items():
-        _settle(index, result, name, answer["found"])
-    return result
 
 
 def settle_leftovers(index: Index, start: Path) -> None:

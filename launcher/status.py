@@ -21,16 +21,17 @@ class Statuses:
 
 
 def status(index: Index, words: Sequence[str], all_jobs: bool, start: Path,
-           timeout_s: float = reconcile.ASK_S, keep: Sequence[str] = (),
+           until: float | None = None, keep: Sequence[str] = (),
            found: reconcile.Refreshed | None = None) -> Statuses:
     """Jobs not known to have ended, those whose ending was only heard of now, and those of `keep`.
 
     Only nodes with a job not known to have ended are asked; none when a rescan has `found` what there is.
-    `words`: these jobs, ended or not. `all_jobs`: every job. `keep`: ids of ended jobs to show as well.
+    `words`: these jobs, ended or not. `all_jobs`: every job. `keep`: ids of ended jobs to show as well. `until`
+    (time.monotonic): when the answers are wanted.
     """
     asked = [job for word in words for job in find_all(index, word)] if words else index.active()
     result = found or reconcile.refresh(
-        index, [*(job for job in asked if not job.ended), *index.untold()], start, timeout_s)
+        index, [*(job for job in asked if not job.ended), *index.untold()], start, until)
     if words:
         shown = [index.with_key(job.key) or job for job in asked]
     elif all_jobs:

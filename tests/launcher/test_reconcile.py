@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import Unreachable
 from cluster.inventory import Node
 from launcher import reconcile, team
-from launcher.index import Intent, Job, open_index
+from launcher.index import Index, Intent, Job, open_index
 from launcher.status import status
 
 
@@ -32,6 +32,36 @@ def test_one_slow_node_does_not_keep_the_others_waiting() -> None:
 def test_our_own_mistakes_are_not_taken_for_a_dead_node() -> None:
     with pytest.raises(ZeroDivisionError):
         reconcile.ask_all({"a": lambda: 1 // 0}, 5.0)
+
+
+def test_what_one_node_said_is_written_down_while_another_is_awaited(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = threading.Event()
+
+    class Answering:
+        def __init__(self, node: Node) -> None:
+            self.name = node.name
+
+        def status(self, run_dirs: list[str]) -> dict[str, Any]:
+            if self.name == "slow" and not written.wait(20):
+                raise Unreachable("the other answer was never written down", self.name)
+            return {"jobs": [view(Path(path).name, self.name) for path in run_dirs], "broken": []}
+
+    def put_all(index: Index, jobs: list[Job]) -> None:
+        there(index, jobs)
+        written.set()
+
+    there = Index.put_all
+    (tmp_path / "cluster.yaml").write_text("nodes:\n  fast: {via: ssh, host: fast, workdir: /w}\n  slow: {via: ssh, host: slow, workdir: /w}\n")
+    monkeypatch.setenv("LAUNCH_CLUSTER", str(tmp_path / "cluster.yaml"))
+    monkeypatch.setattr(reconcile, "backend_of", Answering)
+    with open_index(tmp_path / "index.sqlite") as index:
+        index.put_all([Job(f"t-{name}", name, None, name, f"/w/runs/{name}", False, 1.0, 1.0, view(name, name))
+                       for name in ("fast", "slow")])
+        monkeypatch.setattr(Index, "put_all", put_all)
+        found = reconcile.refresh(index, index.active(), tmp_path, time.monotonic() + 30)
+        assert found.unreachable == {}
+        assert all(job.asked_at > 1.0 for job in index.active())
 
 
 def test_a_dead_node_leaves_the_state_and_marks_the_age(
