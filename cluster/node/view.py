@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.contract import (
-    AttemptDir, BadCheckpoint, RunDir, list_checkpoints, parse_checkpoint_name,
-    read_json_lines, read_manifest)
+from cluster.contract import AttemptDir, BadCheckpoint, RunDir, read_manifest
 from cluster.errors import NodeFailure, Unusable
 from cluster.events import AttemptEnded, AttemptStarted, Event, Launched, Reason
 from cluster.journal import read_events
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from cluster.node.queue import Queue
     Ask = Callable[[Path, Sequence[str]], Queue]  # (workdir, ids) -> what SLURM says
 
-BY_HAND_QUIET_S = 900.0  # a run started by hand that wrote nothing for so long is taken for ended
 UNBORN_S = 60.0  # a job without any attempt is taken for one that is just being submitted for this long
 _STATUS_S = 2.5  # of the three seconds that `launch status` waits: what is left is for the way back
 _LEAST_S = 0.5  # SLURM is asked for this long in any case
@@ -378,37 +375,12 @@ def _checkpoint_step(run: RunDir, status: Status, events: list[Event]) -> int | 
 
 
 def _by_hand(run: RunDir) -> dict[str, Any]:
-    """A run that somebody started without launch: its metrics say what can be said."""
-    attempts = [attempt for attempt in run.attempts() if attempt.metrics.exists()]
-    if not attempts:
+    from cluster.node import by_hand  # most runs have a spec
+    if (found := by_hand.read(run)) is None:
         raise BrokenRun("no spec.json: a submit that is going on or was cut off")
-    newest = attempts[-1]
-    written_last = lines.tail(newest.metrics)
-    last = written_last[-1] if written_last else {}
-    written = newest.metrics.stat().st_mtime
-    started = next(read_json_lines(attempts[0].metrics), {}).get("t")
-    named = [parse_checkpoint_name(path.name) for path in list_checkpoints(run.checkpoints)]
-    return {
-        "id": run.path.name, "name": None, "stage": run.path.name.partition("-by-hand-")[0], "node": None,
-        "backend": "host", "place": None, "group": None, **_NOT_SCHEDULED, "token": None,
-        "hosts": [], "missing": [], "revivable": False,
-        "run_dir": str(run.path), "by_hand": True, "submitted_at": started,
-        **_state_facts(_by_hand_status(newest.number, last, written)),
-        "step": last.get("step"), "total": last.get("total"),
-        "loss": next((one["loss"] for one in reversed(written_last) if "loss" in one), None),
-        "it_s": None, "eta_s": None, "peak_rss_mb": None, "gpus": [], "heard_at": written,
-        "started_at": started, "resume_step": None,
-        "checkpoint_step": named[0][0] if named and named[0] else None,
-    }
-
-
-def _by_hand_status(attempt: int, last: dict[str, Any], written: float) -> Status:
-    whole = last.get("total") is not None and last.get("step") == last.get("total")
-    if whole or last.get("event") in ("stopped", "done"):
-        return Completed(written, attempt, Reason.DONE, "started by hand")
-    if time.time() - written > BY_HAND_QUIET_S:
-        return Failed(written, attempt, Reason.BAD_EXIT, "started by hand; nothing written since then")
-    return Running(written, attempt)
+    status, facts = found
+    return facts | _state_facts(status) | _NOT_SCHEDULED | {
+        "backend": "host", "hosts": [], "missing": [], "revivable": False, "run_dir": str(run.path), "by_hand": True}
 
 
 def _asked_for(request: dict[str, Any]) -> list[Path]:
