@@ -80,7 +80,7 @@ def ask_all(questions: Mapping[str, Callable[[], T]], timeout_s: float,
             found[name] = new[name] = answer
     if new:
         take_in(new)
-    late = Unreachable(f"no answer in {timeout_s:g} s")
+    late = Unreachable(f"no answer in {round(timeout_s, 1):g} s")
     return {name: found.get(name, late) for name in questions}
 
 
