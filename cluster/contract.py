@@ -398,13 +398,16 @@ def merged(attempts: Iterable[Iterable[dict]]) -> list[dict]:
     """The metrics lines of attempts, oldest first, as one series.
 
     The newest attempt wins from its resume step on: the step of its `resumed` line (always the first one our trainer
-    writes), or for a program that writes none, the step before its first line. `resumed` lines are left out.
+    writes), or for a program that writes none, the step before its first line. Of that step itself it may only have
+    evaluated again. `resumed` lines are left out.
     """
     series: list[dict] = []
     for attempt in attempts:
         lines = [line for line in attempt if isinstance(line.get("step"), int)]
         if lines:
             start = lines[0]["step"] if lines[0].get("event") == "resumed" else lines[0]["step"] - 1
-            series = [line for line in series if line["step"] <= start]
+            again = any(line["step"] == start and line.get("event") == "eval" for line in lines)
+            series = [line for line in series if line["step"] < start
+                      or line["step"] == start and not (again and line.get("event") == "eval")]
             series += [line for line in lines if line.get("event") != "resumed"]
     return series

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from cluster.contract import write_atomically
+from cluster.contract import merged_metrics, write_atomically
 from jobs import checkpoint
 from jobs.exchange import Exchange, Totals
 from jobs.guards import GradientWatch, WeightWatch
@@ -140,10 +140,17 @@ class Trainer:
         plan, progress = self.plan, self.progress
         if not resumed:
             return self._evaluate()
-        if not plan.decided_by_validation or not plan.due(plan.evaluate_every, progress.evaluated, progress.step):
+        if progress.step == plan.total or not plan.due(plan.evaluate_every, progress.evaluated, progress.step):
             return True
+        if not plan.decided_by_validation and self.world.on_main(self._was_evaluated):
+            return True  # after the checkpoint was begun; only a decision needs what it found
         self._save()  # so that the best one is a checkpoint of this attempt
         return self._evaluate()
+
+    def _was_evaluated(self) -> bool:
+        """Whether an earlier attempt has evaluated this step."""
+        return any(line["step"] == self.progress.step and line.get("event") == "eval"
+                   for line in merged_metrics(self.job.run))
 
     def _finish(self) -> bool:
         """The last checkpoint, evaluation, artifacts and report. False when asked to stop before they were

@@ -112,6 +112,20 @@ def test_metrics_of_attempts_merge_without_a_step_twice(alone: World, tmp_path: 
     assert merged == list(range(1, 21))
 
 
+@pytest.mark.parametrize("how", [{}, {"patience": 9}], ids=["watched", "decides"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_evaluation_is_neither_lost_nor_doubled_by_a_kill(alone: World, tmp_path: Path, lost: bool, how: dict) -> None:
+    """kill -9 after the checkpoint of a step that is evaluated too: before that evaluation, or after it."""
+    first = job_in(tmp_path / "run")
+    train(first, alone, evaluate_every=10, checkpoint_every=10, **how)
+    lines = first.attempt.metrics.read_text().splitlines(keepends=True)
+    evaluated = next(at for at, line in enumerate(lines) if '"step": 10,' in line and '"eval"' in line)
+    first.attempt.metrics.write_text("".join(lines[:evaluated + (not lost)]))
+    train(job_in(first.run.path, 1, first.checkpoints / "step-00000010-a000"), alone, evaluate_every=10,
+          checkpoint_every=10, **how)
+    assert [line["step"] for line in merged_metrics(first.run) if line.get("event") == "eval"] == [0, 10, 20]
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ({}, "is at step 20 already and the run ends at step 20: there is nothing left to train"),
     ({"total": 15}, "is at step 20 already and the run ends at step 15"),
