@@ -18,14 +18,14 @@ REPOSITORY = Path(__file__).parents[2]
 LIMIT_S = 900
 
 
-def on(shared: Path, name: str) -> list[str]:
-    """The data of a set, named relative to where the person stands."""
+def on(shared: Path, name: str, here: bool = True) -> list[str]:
+    """The data of a set, named relative to where the person stands; for a node that does not know that, as it is."""
     parts = {"dataset": "train", "validation": "val"}
     lists = {key: shared / "data" / name / f"data_{part}.txt" for key, part in parts.items()}
     if missing := [str(path) for path in lists.values() if not path.exists()]:
         pytest.skip(f"needs the reference data {missing}")
     return [word for key, path in lists.items()
-            for word in ("--set", f"training.{key}.path={os.path.relpath(path, REPOSITORY)}")]
+            for word in ("--set", f"training.{key}.path={os.path.relpath(path, REPOSITORY) if here else path.resolve()}")]
 
 
 def evaluations(run: Path) -> list[dict]:
@@ -90,6 +90,6 @@ def test_real_renderings(here: Lab, shared: Path, name: str, above_white: float,
 @pytest.mark.campaign
 def test_real_renderings_on_a_node(lab: Lab, testbed: Testbed, shared: Path) -> None:
     lab.project = REPOSITORY
-    view, _ = train(lab, *on(shared, "mouse_mvrig"))
+    view, _ = train(lab, *on(shared, "mouse_mvrig", here=False))
     last = report("mouse_mvrig on gpu05", evaluations(on_this_machine(testbed, view["run_dir"])))
     assert last["val/psnr"] >= max(last["val/psnr_white"] + 4, last["val/psnr_mean"])
