@@ -11,6 +11,8 @@ export OMP_NUM_THREADS ?= 1
 # Tests at a time: more than the two cores they are made for, because many of them wait.
 WORKERS ?= 3
 
+LONG := $(BIN)/python -m pytest --timeout 3600 -raP $(if $(ONLY),-k '$(ONLY)')
+
 .PHONY: install demo test campaign bench testbed testbed-down clean
 .DEFAULT_GOAL := install
 
@@ -37,7 +39,9 @@ test: install
 campaign: install
 	.ci/packages testbed
 	.ci/packages browser
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m campaign --timeout 3600 -raP $(if $(ONLY),-k '$(ONLY)')
+	@$(LONG) -m 'campaign and alone'; alone=$$?; \
+	$(LONG) -n $(WORKERS) --dist worksteal -m 'campaign and not alone'; rest=$$?; \
+	case $$alone$$rest in 00|05|50) ;; 55) echo "no test is called $(ONLY)" >&2; exit 2;; *) exit 1;; esac
 
 bench: install
 	$(BIN)/python -m tests.bench $(ONLY)

@@ -46,6 +46,7 @@ def test_a_dry_run_shows_the_chain(here: Lab, tmp_path: Path) -> None:
     assert not list((tmp_path / "work" / "runs").glob("*"))
 
 
+@pytest.mark.alone
 @pytest.mark.campaign
 def test_the_demo_listens(here: Lab) -> None:
     began = time.monotonic()

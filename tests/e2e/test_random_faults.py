@@ -154,6 +154,7 @@ def test_an_untrue_answer_is_found(at: float, state: str, reason: str | None, at
     assert (problem == "") is true, problem
 
 
+@pytest.mark.alone
 @pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_thirty_faults(lab: Lab, testbed: Testbed) -> None:
