@@ -26,12 +26,6 @@ _ENV_NOISE = {"PYTEST_CURRENT_TEST", "PYTEST_VERSION"}
 _ENV_OF_LIBRARIES = ("KMP_", "TORCH", "CUDA_", "TRITON_", "WANDB_", "TOKENIZERS_")  # set by their import
 _LASTING = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")  # one per Python, ends with it
 _TRUE_HOME = Path.home()
-_FIRST = {"test_team.py", "test_allocation_bed.py", "test_docs.py"}  # in which the longest tests are
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """At the end no worker waits for a long test that another one has just begun."""
-    items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
 @pytest.fixture(scope="session")
