@@ -35,7 +35,8 @@ def lab(testbed: Testbed, project: Path, tmp_path: Path) -> Iterator[Lab]:
     yield from _cleaned(Lab(project, home, "gpu05", cluster, bed=testbed), testbed)
 
 
-PLACES = ("local", "ssh", "SLURM from its login node", "SLURM from a laptop")
+LOGIN = "SLURM from its login node"
+PLACES = ("local", "ssh", LOGIN, "SLURM from a laptop")
 
 
 @pytest.fixture(params=PLACES)
@@ -44,7 +45,7 @@ def place(request: pytest.FixtureRequest, slurm_bed: SlurmBed, project: Path, tm
     kind = request.param
     if kind == "local":
         yield from _cleaned(Lab(project, tmp_path), None)
-    elif kind == "SLURM from its login node":
+    elif kind == LOGIN:
         yield from _cleaned(logged_in(slurm_bed, project), slurm_bed)
     else:
         node = "gpu05" if kind == "ssh" else "lab"

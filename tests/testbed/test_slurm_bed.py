@@ -64,6 +64,7 @@ def test_preemption_warns_and_requeues(slurm_bed: SlurmBed) -> None:
     assert slurm_bed.read("head", "/home/alice/preempted") == "warned\n"
 
 
+@pytest.mark.campaign
 def test_a_lost_slurmd_requeues_the_job_whose_old_copy_runs_on(slurm_bed: SlurmBed) -> None:
     job = slurm_bed.sbatch("exec sleep 4331")
     node = slurm_bed.await_job(job, "RUNNING")["NodeList"]
